@@ -1,0 +1,84 @@
+"""The layers that stay dense unless they are asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import nn
+
+from nmsparsity.sites import Site, unwrap
+
+_IMAGE_CHANNELS = 3
+_STANDARDIZED = ("StdConv2d", "ScaledStdConv2d")
+
+
+def exceptions(model: nn.Module, found: list[Site]) -> dict[str, str]:
+    """The name of every weight that is dense by default, with the reason.
+
+    The first convolution when it reads an image of up to 3 channels, the final classifier,
+    depthwise convolutions, tied weights, and convolutions that standardize their weight (zeros
+    do not survive that).
+    """
+    reasons = dict(_first_convolution(found)) | _classifier(model, found)
+    for site in found:
+        reason = _depthwise(site) or _standardized(site)
+        if reason is not None:
+            reasons[site.name] = reason
+    return reasons | _tied(model, found)
+
+
+def _first_convolution(found: list[Site]) -> dict[str, str]:
+    for site in found:
+        if site.layout.input_dim == 1 and len(site.shape) > 2:
+            channels = site.shape[1]
+            if channels <= _IMAGE_CHANNELS and getattr(site.module, "groups", 1) == 1:
+                return {site.name: f"the first convolution, on {channels} image channels"}
+            return {}
+    return {}
+
+
+def _classifier(model: nn.Module, found: list[Site]) -> dict[str, str]:
+    """The last linear layer, unless it belongs to a stack of equal blocks."""
+    linear = [site for site in found if isinstance(site.module, nn.Linear)]
+    if len(found) < 2 or not linear or _in_stack(unwrap(model), linear[-1].module_name):
+        return {}
+    return {linear[-1].name: "the final classifier"}
+
+
+def _in_stack(model: nn.Module, name: str) -> bool:
+    """Whether a parent of this module has siblings of its own type, as encoder layers have."""
+    path = name.split(".")[:-1]
+    parent = model
+    for part in path:
+        child = getattr(parent, part)
+        alike = sum(type(sibling) is type(child) for sibling in parent.children())
+        if isinstance(parent, (nn.ModuleList, nn.Sequential)) and alike > 1:
+            return True
+        parent = child
+    return False
+
+
+def _depthwise(site: Site) -> str | None:
+    groups = getattr(site.module, "groups", 1)
+    if groups > 1 and site.layout.length(site.shape, "input") == 1:
+        return "a depthwise convolution: one input channel per filter"
+    return None
+
+
+def _standardized(site: Site) -> str | None:
+    if any(kind.__name__.startswith(_STANDARDIZED) for kind in type(site.module).__mro__):
+        return "it standardizes its weight in every forward: zeros would not stay zeros"
+    return None
+
+
+def _tied(model: nn.Module, found: list[Site]) -> dict[str, str]:
+    uses = Counter(
+        id(parameter)
+        for module in unwrap(model).modules()
+        for parameter in module._parameters.values()
+    )
+    return {
+        site.name: "a tied weight: other layers use the same parameter"
+        for site in found
+        if uses[id(site.parameter)] > 1
+    }

@@ -1,0 +1,158 @@
+"""A master weight: the dense weight kept beside the sparse one in the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmsparsity.layout import Layout
+from nmsparsity.methods.base import Method, Step, Weight
+from nmsparsity.pattern import Pattern
+from nmsparsity.shards import check_shards, local_shard, like_parameter
+from nmsparsity.targets import Target
+
+
+class MasterWeight:
+    """One parameter that holds a sparse weight, and the dense weight that is trained.
+
+    The parameter is *sparse* between optimizer steps and *dense* inside them. All work is in
+    place on the local shard, without autograd.
+    """
+
+    def __init__(self, target: Target, method: Method) -> None:
+        self.name = target.site.name
+        self.site = target.site
+        self.parameter: nn.Parameter = target.site.parameter
+        self.pattern: Pattern = target.pattern
+        self.layout: Layout = target.site.layout
+        self.method = method
+        check_shards(self.name, self.parameter, self.layout, self.pattern)
+        self.dense = self.local.clone(memory_format=torch.preserve_format)
+        self.mask: Tensor | None = None
+        self.released = False
+        self.adopted = False
+        self._finite: Tensor | None = None
+
+    @property
+    def local(self) -> Tensor:
+        """The parameter's own memory on this process, ``[out, in, ...]`` or a shard of it."""
+        return local_shard(self.parameter)
+
+    @property
+    def grad(self) -> Tensor | None:
+        return None if self.parameter.grad is None else local_shard(self.parameter.grad)
+
+    def project(self) -> None:
+        """Take a new mask of the dense weight; the parameter holds the sparse weight."""
+        mask = self.new_mask()
+        if self.method.keeps_mask:
+            self.mask = mask
+        self.local.copy_(self.method.effective(self.dense, mask))
+        self.seal()
+
+    def new_mask(self) -> Tensor:
+        """The mask E of the dense weight as it is now."""
+        score = self.method.score(self.dense, self.mask)
+        self.check_finite(score)
+        return self.pattern.mask(score, self.layout)
+
+    def current_mask(self) -> Tensor:
+        """The mask E of the sparse weight in the model."""
+        return self.new_mask() if self.mask is None else self.mask
+
+    def check_finite(self, score: Tensor) -> None:
+        """Refuse NaN and infinity, naming the layer."""
+        finite = torch.isfinite(score).all()
+        if score.device.type != "cpu":
+            # The answer of the step before: an accelerator need not be waited for.
+            self._finite, finite = finite, self._finite
+        if finite is not None and not finite:
+            raise ValueError(
+                f"layer {self.name!r} {list(score.shape)}: it has NaN or infinite weights, which "
+                "have no rank; the training has diverged or the checkpoint is damaged"
+            )
+
+    def seal(self) -> None:
+        """Remember the parameter as it is now: sparse, and ours."""
+        self.released = self.adopted = False
+        self.version = self.local._version
+        self.kept = torch.count_nonzero(self.local)
+
+    def release(self, grad: Tensor, step: Step) -> None:
+        """Before the optimizer: add the method's term, put the dense weight in the parameter."""
+        sparse = self.local
+        self.method.before_step(Weight(self.dense, sparse, grad, self.mask), step)
+        decay = self.method.gradient_decay(step)
+        if decay:
+            # W - W~ is exactly (1 - E) * W, with no mask needed.
+            scaled = step.grad_scale * decay
+            term = self.dense - sparse
+            grad.add_(term * scaled if isinstance(scaled, Tensor) else term.mul_(scaled))
+        self.expose()
+
+    def expose(self) -> None:
+        """Put the dense weight in the parameter."""
+        self.local.copy_(self.dense)
+        self.released = True
+
+    def take_back(self, step: Step) -> None:
+        """After the optimizer: the parameter is the new dense weight; project it."""
+        self.dense.copy_(self.local)
+        self.method.after_step(Weight(self.dense, self.local, None, self.mask), step)
+        self.project()
+
+    def follow(self) -> None:
+        """Go where the model has gone: another device, another dtype."""
+        local = self.local
+        if local.dtype != self.dense.dtype or local.device != self.dense.device:
+            self.dense = self.dense.to(device=local.device, dtype=local.dtype)
+            if self.mask is not None:
+                self.mask = self.mask.to(local.device)
+            self.seal()
+
+    def is_replaced(self) -> bool:
+        """Whether the module holds another Parameter than the one we know."""
+        return self.site.module._parameters.get(self.site.attribute) is not self.parameter
+
+    def is_overwritten(self, look_inside: bool) -> bool:
+        """Whether someone wrote into the parameter since we sealed it.
+
+        Every in-place operation raises the version counter; a write through ``.data`` does not,
+        so now and then we look at the values.
+        """
+        if self.version == self.local._version and not look_inside:
+            return False
+        sparse = self.local
+        if type(self.method).effective is not Method.effective:
+            return not torch.equal(sparse, self.method.effective(self.dense, self.new_mask()))
+        ours = ((sparse == 0) | (sparse == self.dense)).all()
+        return not bool(ours & (torch.count_nonzero(sparse) == self.kept))
+
+    def adopt(self) -> None:
+        """Take what was written into the parameter as the new dense weight, as it stands."""
+        self.dense.copy_(self.local)
+        self.mask = None
+        self.seal()
+        self.adopted = True
+
+    def project_copy(self, parameter: nn.Parameter) -> None:
+        """Make the weight of a copy of the model sparse, in place."""
+        local = local_shard(parameter)
+        mask = self.pattern.mask(self.method.score(local, self.mask), self.layout)
+        local.copy_(self.method.effective(local, mask))
+
+    def state(self) -> dict[str, Any]:
+        """The tensors that a checkpoint needs, sharded like the parameter."""
+        state = {"dense_weight": like_parameter(self.dense, self.parameter)}
+        if self.mask is not None:
+            state["mask"] = like_parameter(self.mask, self.parameter)
+        return state
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore `state`; the parameter holds the sparse weight that follows from it."""
+        self.dense.copy_(local_shard(state["dense_weight"]))
+        if "mask" in state:
+            self.mask = local_shard(state["mask"]).to(self.dense.device, torch.bool)
+        self.project()

@@ -1,0 +1,104 @@
+"""What a training method is."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+from torch import Tensor
+
+from nmsparsity.registry import Registry
+
+methods: Registry[type[Method]] = Registry("method")
+M = TypeVar("M", bound="type[Method]")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method is told about the optimizer step that it stands at.
+
+    Attributes:
+        count: steps done before this one.
+        lr: learning rate of the weight's parameter group.
+        grad_scale: the factor the gradients still carry: 1, or the loss scale inside a fused
+            optimizer under a ``GradScaler``.
+    """
+
+    count: int
+    lr: float
+    grad_scale: float | Tensor = 1.0
+
+
+class Method(ABC):
+    """How a sparse weight is made from a dense one, and what happens around the optimizer step.
+
+    A method has three moments, all of them on plain tensors of one weight, without autograd:
+    `score` (which weights to keep), `effective` (what the model computes with), `before_step` and
+    `after_step`. The gradient is the one at the sparse weight and belongs to the dense weight
+    (straight-through, arXiv 2102.04010); the optimizer updates the dense weight.
+
+    Your own method registers with one decorator:
+
+    >>> @method("noisy_ste")
+    ... class NoisySTE(Method):
+    ...     def score(self, dense, mask):
+    ...         return dense.abs() + 0.01 * torch.rand_like(dense)
+    """
+
+    name: ClassVar[str]
+    keeps_mask: ClassVar[bool] = False
+    """Whether `score` wants the previous mask; without, masks are not stored."""
+
+    def score(self, dense: Tensor, mask: Tensor | None) -> Tensor:
+        """One score per weight: the ``n`` largest of every group are kept.
+
+        Args:
+            dense: the dense weight W, ``[out, in, ...]``.
+            mask: the mask so far, None at the start, and always None unless `keeps_mask`.
+        """
+        return dense.abs()
+
+    def effective(self, dense: Tensor, mask: Tensor) -> Tensor:
+        """The sparse weight that the model computes with, W~ = E * W."""
+        return dense.where(mask, 0.0)
+
+    def gradient_decay(self, step: Step) -> float:
+        """The factor of ``(1 - mask) * dense`` that is added to the gradient, lambda_w."""
+        return 0.0
+
+    def before_step(self, weight: Weight, step: Step) -> None:
+        """In place, before the optimizer: ``weight.grad`` and ``weight.dense`` may be changed."""
+
+    def after_step(self, weight: Weight, step: Step) -> None:
+        """In place, after the optimizer has updated ``weight.dense`` and before the new mask."""
+
+
+@dataclass
+class Weight:
+    """The tensors of one weight as a method sees them, all of the weight's shape.
+
+    Attributes:
+        dense: the dense weight W.
+        sparse: the sparse weight W~ of the last forward.
+        grad: the gradient; None after the step.
+        mask: the mask E, for methods with ``keeps_mask``.
+    """
+
+    dense: Tensor
+    sparse: Tensor
+    grad: Tensor | None
+    mask: Tensor | None
+
+
+def method(name: str) -> Callable[[M], M]:
+    """A decorator that makes a `Method` known as ``method=name``."""
+    keep = methods.register(name)
+
+    def register(kind: M) -> M:
+        kind.name = name
+        keep(kind)
+        return kind
+
+    return register

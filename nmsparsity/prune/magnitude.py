@@ -1,0 +1,13 @@
+"""Magnitude: the largest weights stay."""
+
+from torch import Tensor
+
+from nmsparsity.prune.criterion import Criterion, criterion
+
+
+@criterion("magnitude")
+class Magnitude(Criterion):
+    """Score |w|: no data, no update of the weights that stay."""
+
+    def score(self, weight: Tensor) -> Tensor:
+        return weight.abs()

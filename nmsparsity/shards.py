@@ -1,0 +1,70 @@
+"""Weights that are spread over processes (DTensor, FSDP2): work on the local shard."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nmsparsity.layout import Layout
+from nmsparsity.pattern import Pattern
+
+if torch.distributed.is_available():
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor.placement_types import Shard
+else:  # pragma: no cover
+    DTensor = Shard = ()  # type: ignore[assignment, misc]
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """The memory of this process, without autograd: the tensor itself when it is not sharded."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like_parameter(local: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A local tensor as a DTensor placed like the parameter, or as it is."""
+    data = parameter.detach()
+    if not isinstance(data, DTensor):
+        return local
+    return DTensor.from_local(
+        local,
+        data.device_mesh,
+        data.placements,
+        run_check=False,
+        shape=data.shape,
+        stride=data.stride(),
+    )
+
+
+def check_shards(name: str, parameter: nn.Parameter, layout: Layout, pattern: Pattern) -> None:
+    """Refuse a weight whose groups cross the border of a shard.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    data = parameter.detach()
+    if not isinstance(data, DTensor):
+        return
+    for mesh_dim, placement in enumerate(data.placements):
+        if placement.is_replicate():
+            continue
+        if not isinstance(placement, Shard) or not _whole_groups(
+            data, mesh_dim, placement.dim, layout, pattern
+        ):
+            raise ValueError(
+                f"layer {name!r} {list(data.shape)}: placement {placement} would cut the groups of "
+                f"{pattern} along the {pattern.axis} axis; shard another dimension (fully_shard's "
+                "shard_placement_fn), or exclude the layer"
+            )
+
+
+def _whole_groups(data: DTensor, mesh_dim: int, dim: int, layout: Layout, pattern: Pattern) -> bool:
+    crosses = dim == layout.input_dim or (pattern.axis == "kernel" and dim >= 2)
+    if not crosses:
+        return True
+    if layout.conv_groups > 1 or pattern.axis == "kernel":
+        return False
+    per_rank = math.ceil(data.shape[dim] / data.device_mesh.size(mesh_dim))
+    return per_rank % pattern.m == 0

@@ -1,0 +1,391 @@
+"""The sparsifier: keeps a model's weights N:M while an optimizer trains them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from nmsparsity.master import MasterWeight
+from nmsparsity.methods import Dense, Method, methods
+from nmsparsity.methods.base import Step
+from nmsparsity.pattern import Axis
+from nmsparsity.report import Report, describe
+from nmsparsity.sites import sites, unwrap
+from nmsparsity.targets import (
+    Patterns,
+    Remainder,
+    Rules,
+    Skipped,
+    Target,
+    declare,
+    select,
+    why_nothing,
+)
+from nmsparsity.telemetry import Telemetry, Watch
+
+_STEP_KEY = "sparsity_step"
+_STATE_PREFIX = "sparsity_"
+_LOOK_EVERY = 16
+
+_managed = WeakTensorKeyDictionary()
+
+
+def sparsify(
+    model: nn.Module,
+    optimizer: Optimizer,
+    pattern: Patterns = "2:4",
+    *,
+    method: str | Method = "sr_ste",
+    include: Rules = None,
+    exclude: Rules = None,
+    remainder: Remainder = "dense",
+    axis: Axis | None = None,
+    **options: Any,
+) -> Sparsifier:
+    """Keep the model's weights N:M from here on, in place; train on with any loop.
+
+    The model's parameters hold the sparse weights. The dense ones, which the optimizer updates,
+    are kept by the sparsifier, as fp32 master weights are in mixed precision. They travel in
+    ``optimizer.state_dict()``: a loop that saves model and optimizer resumes exactly.
+
+    Args:
+        model: any module; wrap it (DDP, ``fully_shard``) before this call, compile it when you
+            like.
+        optimizer: the one that trains it.
+        pattern: ``"N:M"``, N kept of every M, or ``{rule: "N:M"}`` by layer name.
+        method: ``"sr_ste"``, ``"ste"``, ``"fixed"``, ``"dense"``, a name you registered, or a
+            `Method`.
+        include: only these layers; default: all but the exceptions that `Sparsifier.report` lists.
+        exclude: never these layers.
+        remainder: for layers whose input is no multiple of M: ``"dense"``, ``"pad"``, ``"error"``.
+        axis: ``"input"`` (what hardware contracts over) or ``"kernel"``; default that of the
+            pattern.
+        **options: the method's own, such as ``decay=2e-4``.
+
+    Raises:
+        ValueError: when no layer can follow the pattern, with the reasons; when a rule matches
+            nothing; when a weight is NaN or infinite.
+
+    Source: SR-STE, arXiv 2102.04010, equation 9.
+
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    >>> sparsifier = sparsify(model, optimizer, "2:4")
+    >>> int((model[0].weight != 0).sum())
+    32
+    """
+    chosen = _method(method, options)
+    selection = select(
+        model, pattern, include=include, exclude=exclude, remainder=remainder, axis=axis
+    )
+    targets, skipped = _trained(selection.targets, selection.skipped, optimizer)
+    if isinstance(chosen, Dense):
+        skipped = [*skipped, *(_skip(target, "method 'dense'") for target in targets)]
+        targets = []
+    elif not targets:
+        raise ValueError(f"no weight of the model can be {pattern}: {why_nothing(skipped)}")
+    return Sparsifier(model, optimizer, chosen, targets, skipped)
+
+
+class Sparsifier:
+    """Which weights of which model follow which pattern; sits on one optimizer.
+
+    Made by `sparsify`.
+
+    Attributes:
+        method: the training method.
+        skipped: the weights that stay dense, each with the reason.
+        steps: optimizer steps done.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        method: Method,
+        targets: list[Target],
+        skipped: list[Skipped],
+    ) -> None:
+        self.method, self.skipped, self.steps = method, skipped, 0
+        self._model, self._optimizer = model, optimizer
+        for target in targets:
+            _claim(target, self)
+        self._masters = [MasterWeight(target, method) for target in targets]
+        self._group_of = _group_of(optimizer, self._masters)
+        for master in self._masters:
+            master.project()
+            declare(master.parameter, master.pattern)
+        self._watch = Watch(self._masters)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_post_hook(self._save_state),
+            optimizer.register_load_state_dict_post_hook(self._load_state),
+        ]
+
+    # What a user asks of it.
+
+    def weights(self) -> dict[str, Tensor]:
+        """The sparse weights by name: the model's own parameters."""
+        return {master.name: master.parameter for master in self._masters}
+
+    @contextmanager
+    def dense_weights(self) -> Iterator[dict[str, Tensor]]:
+        """Inside the block the model holds its dense weights: for weight averaging (EMA, SWA).
+
+        What is written to them inside the block is kept.
+        """
+        self._catch_up(look_inside=True)
+        with torch.no_grad():
+            for master in self._masters:
+                master.expose()
+        try:
+            yield self.weights()
+        finally:
+            self._take_back()
+
+    @torch.no_grad()
+    def project_(self, model: nn.Module) -> nn.Module:
+        """Make a copy of the model (an average, say) N:M, in place, by the names of its layers."""
+        if unwrap(model) is unwrap(self._model):
+            self._catch_up(look_inside=True)
+            for master in self._masters:
+                master.project()
+            return model
+        found = {site.name: site for site in sites(model)}
+        for master in self._masters:
+            site = found.get(master.name)
+            if site is None or site.shape != master.site.shape:
+                raise ValueError(f"the model has no layer {master.name!r} {master.site.shape}")
+            master.project_copy(site.parameter)
+            declare(site.parameter, master.pattern)
+        return model
+
+    def telemetry(self) -> Telemetry:
+        """What changed since the last call: SAD, flip rate, density, layer by layer."""
+        self._catch_up(look_inside=True)
+        return self._watch.look(self.steps)
+
+    def report(self) -> Report:
+        """The per-layer table: pattern, density, whether it holds, and what is dense and why."""
+        self._catch_up(look_inside=True)
+        targets = [Target(master.site, master.pattern) for master in self._masters]
+        return describe(targets, self.skipped)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Dense weights, masks and the step count; ``optimizer.state_dict()`` carries them too."""
+        self._catch_up(look_inside=True)
+        weights = {master.name: master.state() for master in self._masters}
+        return {"steps": self.steps, "weights": weights}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`, in place.
+
+        Raises:
+            ValueError: unless the state has exactly the layers of this sparsifier.
+        """
+        mine, given = {master.name for master in self._masters}, set(state["weights"])
+        if mine != given:
+            raise ValueError(
+                f"the state is of another sparsifier: missing {sorted(mine - given)}, "
+                f"unexpected {sorted(given - mine)}"
+            )
+        for master in self._masters:
+            master.load(state["weights"][master.name])
+        self.steps = state["steps"]
+
+    def remove(self) -> None:
+        """Let go of the optimizer; the model keeps its sparse weights and trains freely."""
+        for hook in self._hooks:
+            hook.remove()
+        for master in self._masters:
+            _managed.pop(master.parameter, None)
+
+    # What happens around the optimizer step.
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._catch_up(look_inside=self.steps % _LOOK_EVERY == 0)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._release()
+            return None
+        for master in self._masters:
+            if master.adopted:
+                master.project()
+        if not type(optimizer).__module__.startswith("torch.optim"):
+            # torch's optimizers begin with the closure; others (SAM) may move the weights first.
+            for master in self._masters:
+                master.expose()
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": self._wrap(closure)}
+        return (args[0], self._wrap(closure), *args[2:]), kwargs
+
+    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The user's closure, run on the sparse weights, however often the optimizer calls it."""
+
+        def on_sparse_weights() -> Any:
+            self._take_back()
+            loss = closure()
+            self._release()
+            return loss
+
+        return on_sparse_weights
+
+    def _after_step(self, *_: Any) -> None:
+        self._take_back()
+        self.steps += 1
+        self._watch.after_step()
+
+    @torch.no_grad()
+    def _catch_up(self, look_inside: bool) -> None:
+        """Notice what happened to the model since the last step, and keep it."""
+        for master in self._masters:
+            if master.is_replaced():
+                raise RuntimeError(
+                    f"layer {master.name!r} holds another Parameter than when it was sparsified "
+                    "(load_state_dict(assign=True), or fully_shard after sparsify?): the optimizer "
+                    "does not train it either; make the optimizer and call sparsify after that"
+                )
+            if master.released:
+                # The last step did not come to its end: an exception in the optimizer.
+                master.take_back(self._step(master))
+            master.follow()
+            if master.is_overwritten(look_inside):
+                self._refuse_broadcast(master)
+                master.adopt()
+
+    def _refuse_broadcast(self, master: MasterWeight) -> None:
+        """Before the first step of a distributed run, sparse weights from rank 0 are no adoption."""
+        if self.steps or not _is_distributed() or not master.pattern.holds(master.local):
+            return
+        raise RuntimeError(
+            f"layer {master.name!r} was overwritten with the sparse weights of another process "
+            "before the first step, so its dense weights would differ between processes; call "
+            "sparsify after DistributedDataParallel(model)"
+        )
+
+    @torch.no_grad()
+    def _release(self) -> None:
+        """Add the method's term to the gradients, put the dense weights into the model."""
+        self._watch.before_step()
+        for master in self._masters:
+            grad = master.grad
+            if grad is not None:
+                master.release(grad, self._step(master))
+
+    @torch.no_grad()
+    def _take_back(self) -> None:
+        """Take the dense weights out of the model again, and project them."""
+        for master in self._masters:
+            if master.released:
+                master.take_back(self._step(master))
+
+    def _step(self, master: MasterWeight) -> Step:
+        group = self._optimizer.param_groups[self._group_of[master.name]]
+        scale = getattr(self._optimizer, "grad_scale", None)
+        return Step(self.steps, group.get("lr", 0.0), 1.0 if scale is None else scale)
+
+    # What travels in the optimizer's state_dict.
+
+    def _save_state(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        self._catch_up(look_inside=True)
+        masters = {id(master.parameter): master for master in self._masters}
+        packed, groups = dict(state["state"]), [dict(group) for group in state["param_groups"]]
+        for group, mine in zip(groups, optimizer.param_groups, strict=True):
+            for key, parameter in zip(group["params"], mine["params"], strict=True):
+                if id(parameter) in masters:
+                    extra = masters[id(parameter)].state()
+                    named = {f"{_STATE_PREFIX}{name}": value for name, value in extra.items()}
+                    packed[key] = {**packed.get(key, {}), **named}
+        groups[0][_STEP_KEY] = self.steps
+        return {**state, "state": packed, "param_groups": groups}
+
+    @torch.no_grad()
+    def _load_state(self, optimizer: Optimizer) -> None:
+        for master in self._masters:
+            held = optimizer.state.get(master.parameter, {})
+            keys = [key for key in held if str(key).startswith(_STATE_PREFIX)]
+            extra = {key.removeprefix(_STATE_PREFIX): held.pop(key) for key in keys}
+            if extra:
+                master.load(extra)
+            if not held:
+                # An optimizer takes an empty state for a first step, and a missing one likewise.
+                optimizer.state.pop(master.parameter, None)
+        for group in optimizer.param_groups:
+            self.steps = int(group.pop(_STEP_KEY, self.steps))
+
+
+def _method(method: str | Method, options: dict[str, Any]) -> Method:
+    if isinstance(method, Method):
+        if options:
+            raise ValueError(f"options {sorted(options)} with a ready method: give them to it")
+        return method
+    kind = methods[method]
+    try:
+        return kind(**options)
+    except TypeError as error:
+        known = [name for name in signature(kind).parameters if name not in ("args", "kwargs")]
+        raise ValueError(
+            f"method {method!r} got {options}: {error}; its options: {', '.join(known) or 'none'}"
+        ) from error
+
+
+def _trained(
+    targets: list[Target], skipped: list[Skipped], optimizer: Optimizer
+) -> tuple[list[Target], list[Skipped]]:
+    """Leave out what this optimizer does not train."""
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    kept, left = [], list(skipped)
+    for target in targets:
+        if not target.site.parameter.requires_grad:
+            left.append(_skip(target, "it is frozen (requires_grad is False)"))
+        elif id(target.site.parameter) not in trained:
+            left.append(_skip(target, "this optimizer does not train it"))
+        else:
+            kept.append(target)
+    return kept, left
+
+
+def _skip(target: Target, reason: str) -> Skipped:
+    return Skipped(target.site.name, target.site.shape, reason)
+
+
+def _claim(target: Target, sparsifier: Sparsifier) -> None:
+    """One sparsifier a weight."""
+    owner = _managed.get(target.site.parameter)
+    if owner is not None and owner() is not None:
+        raise ValueError(
+            f"layer {target.site.name!r} is kept sparse by another sparsifier already; call its "
+            "remove() first"
+        )
+    _managed[target.site.parameter] = weakref.ref(sparsifier)
+
+
+def _group_of(optimizer: Optimizer, masters: list[MasterWeight]) -> dict[str, int]:
+    places = {
+        id(parameter): index
+        for index, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
+    }
+    return {master.name: places[id(master.parameter)] for master in masters}
+
+
+def _is_distributed() -> bool:
+    distributed = torch.distributed
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )

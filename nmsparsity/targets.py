@@ -1,0 +1,203 @@
+"""Which weights of a model get which pattern, and why not the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, TypeAlias, get_args
+
+from torch import nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from nmsparsity.exceptions import exceptions
+from nmsparsity.pattern import Axis, Pattern
+from nmsparsity.registry import near
+from nmsparsity.sites import Site, sites, unfit
+
+Rule: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+Rules: TypeAlias = Rule | Iterable[Rule] | None
+Patterns: TypeAlias = str | Pattern | Mapping[str, str | Pattern]
+Remainder = Literal["dense", "pad", "error"]
+
+_declared = WeakTensorKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A weight and the pattern it follows."""
+
+    site: Site
+    pattern: Pattern
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A weight that stays dense, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `select` decided for every weight of a model."""
+
+    targets: list[Target]
+    skipped: list[Skipped]
+
+
+def declare(parameter: nn.Parameter, pattern: Pattern) -> None:
+    """Note that this parameter is promised to follow a pattern."""
+    _declared[parameter] = pattern
+
+
+def declared(parameter: nn.Parameter) -> Pattern | None:
+    """The pattern that this parameter is promised to follow, if any."""
+    pattern: Pattern | None = _declared.get(parameter)
+    return pattern
+
+
+def select(
+    model: nn.Module,
+    pattern: Patterns,
+    *,
+    include: Rules = None,
+    exclude: Rules = None,
+    remainder: Remainder = "dense",
+    axis: Axis | None = None,
+) -> Selection:
+    """Decide for every weight of the model which pattern it gets, or why it stays dense.
+
+    Args:
+        model: any module.
+        pattern: one for all, or ``{rule: pattern}`` by name; the first rule that matches counts.
+        include: only layers that match one of these rules; naming a layer here also lifts the
+            default exceptions (see `nmsparsity.exceptions`).
+        exclude: never these.
+        remainder: what to do where the axis is no multiple of M: leave the layer ``dense``,
+            ``pad`` (the last group is short), or raise an ``error``.
+        axis: overrides the axis of every pattern given.
+
+    A rule is a glob on layer names (a name without wildcards also covers what is below it), a
+    module type, or a function ``(name, module) -> bool``.
+
+    Raises:
+        ValueError: for a rule that matches nothing, with near names, and for an axis that does
+            not divide under ``remainder="error"``.
+    """
+    if remainder not in get_args(Remainder):
+        raise ValueError(f"remainder {remainder!r}: want 'dense', 'pad' or 'error'")
+    found = sites(model)
+    chooser = _Chooser(_patterns(pattern, axis), _rules(include), _rules(exclude))
+    chooser.check(found)
+    unusual = {} if include is not None else exceptions(model, found)
+    targets, skipped = [], [Skipped(u.name, u.shape, u.reason) for u in unfit(model)]
+    for site in found:
+        chosen = chooser.choose(site, unusual.get(site.name))
+        reason = chosen if isinstance(chosen, str) else _misfit(site, chosen, remainder)
+        if reason is None:
+            assert isinstance(chosen, Pattern)
+            targets.append(Target(site, chosen))
+        else:
+            skipped.append(Skipped(site.name, site.shape, reason))
+    return _without_repeats(targets, skipped)
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    patterns: Mapping[str, Pattern]
+    include: list[Rule] | None
+    exclude: list[Rule] | None
+
+    def choose(self, site: Site, unusual: str | None) -> Pattern | str:
+        """The pattern for this weight, or the reason it stays dense."""
+        if any(_matches(rule, site) for rule in self.exclude or ()):
+            return "excluded by rule"
+        if self.include is not None and not any(_matches(rule, site) for rule in self.include):
+            return "not included by any rule"
+        for rule, pattern in self.patterns.items():
+            if _matches(rule, site):
+                in_full = rule in (site.name, site.module_name)
+                return unusual if unusual is not None and not in_full else pattern
+        return "no pattern is given for it"
+
+    def check(self, found: list[Site]) -> None:
+        """Refuse a rule that matches nothing."""
+        for rule in [*self.patterns, *(self.include or ()), *(self.exclude or ())]:
+            if rule != "*" and not any(_matches(rule, site) for site in found):
+                raise ValueError(f"rule {_show(rule)} matches no layer{_suggest(rule, found)}")
+
+
+def _patterns(pattern: Patterns, axis: Axis | None) -> dict[str, Pattern]:
+    if isinstance(pattern, Mapping):
+        if not pattern:
+            raise ValueError("pattern {}: want 'N:M' or {rule: 'N:M'} with one rule at least")
+        return {rule: Pattern.parse(text, axis) for rule, text in pattern.items()}
+    return {"*": Pattern.parse(pattern, axis)}
+
+
+def _rules(rules: Rules) -> list[Rule] | None:
+    if rules is None:
+        return None
+    if isinstance(rules, (str, type)) or callable(rules):
+        return [rules]
+    return list(rules)
+
+
+def _matches(rule: Rule, site: Site) -> bool:
+    if isinstance(rule, type):
+        return isinstance(site.module, rule)
+    if not isinstance(rule, str):
+        return bool(rule(site.module_name, site.module))
+    names = (site.module_name, site.name)
+    return any(fnmatchcase(name, rule) or name.startswith(f"{rule}.") for name in names)
+
+
+def _misfit(site: Site, pattern: Pattern, remainder: Remainder) -> str | None:
+    """Why this weight cannot follow the pattern, if it cannot."""
+    if pattern.dense:
+        return f"pattern {pattern} keeps every weight"
+    length = site.layout.length(site.shape, pattern.axis)
+    if length % pattern.m == 0 or remainder == "pad":
+        return None
+    reason = f"{length} weights along the {pattern.axis} axis are no multiple of {pattern.m}"
+    if remainder == "error":
+        raise ValueError(
+            f"layer {site.name!r} {list(site.shape)}: {reason}; exclude it, choose another M, "
+            "or use remainder='pad' or 'dense'"
+        )
+    return reason
+
+
+def _without_repeats(targets: list[Target], skipped: list[Skipped]) -> Selection:
+    """One target for a parameter that stands in several places."""
+    first: dict[int, str] = {}
+    kept = []
+    for target in targets:
+        name = first.setdefault(id(target.site.parameter), target.site.name)
+        if name == target.site.name:
+            kept.append(target)
+        else:
+            reason = f"the same parameter as {name!r}, which is listed"
+            skipped.append(Skipped(target.site.name, target.site.shape, reason))
+    return Selection(kept, skipped)
+
+
+def why_nothing(skipped: list[Skipped]) -> str:
+    """The reasons of a selection without targets, most frequent first."""
+    counted = Counter(entry.reason for entry in skipped).most_common(3)
+    return "; ".join(f"{count} x {reason}" for reason, count in counted) or "it has no such layers"
+
+
+def _show(rule: Rule) -> str:
+    return repr(rule) if isinstance(rule, str) else getattr(rule, "__name__", repr(rule))
+
+
+def _suggest(rule: Rule, found: list[Site]) -> str:
+    if not isinstance(rule, str):
+        return f"; the model has {len(found)} layers that can be N:M"
+    names = [site.module_name for site in found]
+    return near(rule, names) or f"; known: {', '.join(names[:8])}"
