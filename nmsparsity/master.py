@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nmsparsity.layout import Layout
 from nmsparsity.methods.base import Method, Step, Weight
 from nmsparsity.pattern import Pattern
-from nmsparsity.shards import check_shards, local_shard, like_parameter
+from nmsparsity.shards import check_shards, like_parameter, local_shard
 from nmsparsity.targets import Target
 
 

@@ -119,7 +119,7 @@ class Pattern:
         return layout.unfold(kept, tuple(scores.shape), self.axis)
 
     def _keep(self, groups: Tensor) -> Tensor:
-        """Top ``n`` of each group of ``[outer, count, size, inner]``, back as ``[outer, -1, inner]``."""
+        """Top ``n`` of each group: ``[outer, count, size, inner]`` to ``[outer, -1, inner]``."""
         outer, count, size, inner = groups.shape
         order = groups.sort(dim=2, descending=True, stable=True).indices
         kept = torch.zeros_like(groups, dtype=torch.bool)
@@ -127,7 +127,7 @@ class Pattern:
         return kept.reshape(outer, count * size, inner)
 
     def _parts(self, rows: Tensor) -> Iterator[Tensor]:
-        """The full groups of ``[outer, length, inner]``, then the short last one if there is one."""
+        """The full groups of ``[outer, length, inner]``, then the short last one, if any."""
         outer, length, inner = rows.shape
         whole = length - length % self.m
         if whole or not length:

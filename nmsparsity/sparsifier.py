@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nmsparsity.master import MasterWeight
-from nmsparsity.methods import Dense, Method, methods
+from nmsparsity.methods import Dense, Method, build
 from nmsparsity.methods.base import Step
+from nmsparsity.optimizer_state import OptimizerState
 from nmsparsity.pattern import Axis
 from nmsparsity.report import Report, describe
 from nmsparsity.sites import sites, unwrap
@@ -31,8 +31,6 @@ from nmsparsity.targets import (
 )
 from nmsparsity.telemetry import Telemetry, Watch
 
-_STEP_KEY = "sparsity_step"
-_STATE_PREFIX = "sparsity_"
 _LOOK_EVERY = 16
 
 _managed = WeakTensorKeyDictionary()
@@ -82,7 +80,7 @@ def sparsify(
     >>> int((model[0].weight != 0).sum())
     32
     """
-    chosen = _method(method, options)
+    chosen = build(method, options)
     selection = select(
         model, pattern, include=include, exclude=exclude, remainder=remainder, axis=axis
     )
@@ -125,11 +123,13 @@ class Sparsifier:
             master.project()
             declare(master.parameter, master.pattern)
         self._watch = Watch(self._masters)
+        self._state = OptimizerState(self._masters)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
-            optimizer.register_state_dict_post_hook(self._save_state),
-            optimizer.register_load_state_dict_post_hook(self._load_state),
+            optimizer.register_state_dict_post_hook(self._save),
+            optimizer.register_load_state_dict_pre_hook(self._state.take),
+            optimizer.register_load_state_dict_post_hook(self._load),
         ]
 
     # What a user asks of it.
@@ -209,7 +209,7 @@ class Sparsifier:
         for hook in self._hooks:
             hook.remove()
         for master in self._masters:
-            _managed.pop(master.parameter, None)
+            _managed.pop(master.parameter, None)  # type: ignore[no-untyped-call]
 
     # What happens around the optimizer step.
 
@@ -267,7 +267,7 @@ class Sparsifier:
                 master.adopt()
 
     def _refuse_broadcast(self, master: MasterWeight) -> None:
-        """Before the first step of a distributed run, sparse weights from rank 0 are no adoption."""
+        """Sparse weights that another rank broadcast before the first step are no adoption."""
         if self.steps or not _is_distributed() or not master.pattern.holds(master.local):
             return
         raise RuntimeError(
@@ -299,47 +299,13 @@ class Sparsifier:
 
     # What travels in the optimizer's state_dict.
 
-    def _save_state(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    def _save(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         self._catch_up(look_inside=True)
-        masters = {id(master.parameter): master for master in self._masters}
-        packed, groups = dict(state["state"]), [dict(group) for group in state["param_groups"]]
-        for group, mine in zip(groups, optimizer.param_groups, strict=True):
-            for key, parameter in zip(group["params"], mine["params"], strict=True):
-                if id(parameter) in masters:
-                    extra = masters[id(parameter)].state()
-                    named = {f"{_STATE_PREFIX}{name}": value for name, value in extra.items()}
-                    packed[key] = {**packed.get(key, {}), **named}
-        groups[0][_STEP_KEY] = self.steps
-        return {**state, "state": packed, "param_groups": groups}
+        return self._state.add(optimizer, state, self.steps)
 
-    @torch.no_grad()
-    def _load_state(self, optimizer: Optimizer) -> None:
-        for master in self._masters:
-            held = optimizer.state.get(master.parameter, {})
-            keys = [key for key in held if str(key).startswith(_STATE_PREFIX)]
-            extra = {key.removeprefix(_STATE_PREFIX): held.pop(key) for key in keys}
-            if extra:
-                master.load(extra)
-            if not held:
-                # An optimizer takes an empty state for a first step, and a missing one likewise.
-                optimizer.state.pop(master.parameter, None)
-        for group in optimizer.param_groups:
-            self.steps = int(group.pop(_STEP_KEY, self.steps))
-
-
-def _method(method: str | Method, options: dict[str, Any]) -> Method:
-    if isinstance(method, Method):
-        if options:
-            raise ValueError(f"options {sorted(options)} with a ready method: give them to it")
-        return method
-    kind = methods[method]
-    try:
-        return kind(**options)
-    except TypeError as error:
-        known = [name for name in signature(kind).parameters if name not in ("args", "kwargs")]
-        raise ValueError(
-            f"method {method!r} got {options}: {error}; its options: {', '.join(known) or 'none'}"
-        ) from error
+    def _load(self, _: Optimizer) -> None:
+        steps = self._state.restore()
+        self.steps = self.steps if steps is None else steps
 
 
 def _trained(
@@ -364,7 +330,7 @@ def _skip(target: Target, reason: str) -> Skipped:
 
 def _claim(target: Target, sparsifier: Sparsifier) -> None:
     """One sparsifier a weight."""
-    owner = _managed.get(target.site.parameter)
+    owner = _managed.get(target.site.parameter)  # type: ignore[no-untyped-call]
     if owner is not None and owner() is not None:
         raise ValueError(
             f"layer {target.site.name!r} is kept sparse by another sparsifier already; call its "

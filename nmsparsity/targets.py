@@ -56,7 +56,7 @@ def declare(parameter: nn.Parameter, pattern: Pattern) -> None:
 
 def declared(parameter: nn.Parameter) -> Pattern | None:
     """The pattern that this parameter is promised to follow, if any."""
-    pattern: Pattern | None = _declared.get(parameter)
+    pattern: Pattern | None = _declared.get(parameter)  # type: ignore[no-untyped-call]
     return pattern
 
 

@@ -160,7 +160,7 @@ class Watch:
     def look(self, steps: int) -> Telemetry:
         """Everything since the last look; the next look starts here."""
         now = self._snapshots()
-        flips = self._flips or [None] * len(now)
+        flips: Sequence[int | None] = self._flips or [None] * len(now)
         rows = [
             _change(masked, before, after, count)
             for masked, before, after, count in zip(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from inspect import signature
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from nmsparsity.registry import Registry
+from nmsparsity.registry import Registry, near
 
 methods: Registry[type[Method]] = Registry("method")
 M = TypeVar("M", bound="type[Method]")
@@ -31,8 +31,11 @@ class Step:
     grad_scale: float | Tensor = 1.0
 
 
-class Method(ABC):
+class Method:
     """How a sparse weight is made from a dense one, and what happens around the optimizer step.
+
+    The base class itself is the straight-through estimator; a method overrides what it does
+    differently.
 
     A method has three moments, all of them on plain tensors of one weight, without autograd:
     `score` (which weights to keep), `effective` (what the model computes with), `before_step` and
@@ -102,3 +105,24 @@ def method(name: str) -> Callable[[M], M]:
         return kind
 
     return register
+
+
+def build(method: str | Method, options: dict[str, Any]) -> Method:
+    """The method of this name with its options, or the ready method that is given.
+
+    Raises:
+        ValueError: for an unknown name or option, with what is known.
+    """
+    if isinstance(method, Method):
+        if options:
+            raise ValueError(f"options {sorted(options)} beside a ready method: give them to it")
+        return method
+    kind = methods[method]
+    known = [name for name in signature(kind).parameters if name not in ("args", "kwargs")]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(
+            f"method {method!r} has no option {unknown[0]!r}{near(unknown[0], known)}; "
+            f"its options: {', '.join(known) or 'none'}"
+        )
+    return kind(**options)
