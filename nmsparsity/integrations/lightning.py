@@ -1,0 +1,121 @@
+"""SparsityCallback: N:M training under Lightning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from nmsparsity.pattern import Axis
+from nmsparsity.report import verify
+from nmsparsity.sparsifier import Sparsifier, sparsify
+from nmsparsity.targets import Remainder
+from nmsparsity.telemetry import Telemetry
+
+
+class SparsityCallback(Callback):
+    """Keeps the weights of a LightningModule N:M while the Trainer trains them.
+
+    Calls :func:`nmsparsity.sparsify` on the module's one optimizer when the fit starts, prints
+    which weights are sparse and why the others are not, logs SAD and density, and at the end
+    checks that every group really is N:M. Checkpoints need nothing more: the dense weights travel
+    in the optimizer's state.
+
+    Args:
+        pattern: ``"N:M"``, N kept of every M; or ``{rule: "N:M"}`` by layer name.
+        method: ``"sr_ste"``, ``"ste"``, ``"fixed"`` or ``"dense"``.
+        axis: ``"input"`` (what hardware contracts over) or ``"kernel"`` (the paper's first layout).
+        include: only these layers, by name or glob; default all but the exceptions reported.
+        exclude: never these layers.
+        remainder: for layers whose input is no multiple of M: ``"dense"``, ``"pad"``, ``"error"``.
+        method_options: the method's own, such as ``{decay: 2e-4, form: gradient}``.
+        telemetry_every: epochs between two looks at the masks; 0 never looks.
+
+    Attributes:
+        sparsifier: the :class:`nmsparsity.sparsifier.Sparsifier`, from the start of the fit.
+        history: one ``{"epoch", "steps", "sad", "sad_normalized", "density"}`` per look.
+    """
+
+    def __init__(
+        self,
+        pattern: str | dict[str, str] = "2:4",
+        method: str = "sr_ste",
+        axis: Axis = "input",
+        include: list[str] | None = None,
+        exclude: list[str] | None = None,
+        remainder: Remainder = "dense",
+        method_options: dict[str, Any] | None = None,
+        telemetry_every: int = 1,
+    ) -> None:
+        self.pattern, self.method, self.axis = pattern, method, axis
+        self.include, self.exclude, self.remainder = include, exclude, remainder
+        self.method_options = dict(method_options or {})
+        self.telemetry_every = telemetry_every
+        self.sparsifier: Sparsifier | None = None
+        self.history: list[dict[str, float]] = []
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Sparsify: the optimizer exists, its saved state is not restored yet."""
+        if len(trainer.optimizers) != 1:
+            raise ValueError(
+                f"SparsityCallback: want one optimizer, {type(module).__name__} has "
+                f"{len(trainer.optimizers)}; call nmsparsity.sparsify yourself in on_fit_start"
+            )
+        self.sparsifier = sparsify(
+            module,
+            trainer.optimizers[0],
+            self.pattern,
+            method=self.method,
+            axis=self.axis,
+            include=self.include,
+            exclude=self.exclude,
+            remainder=self.remainder,
+            **self.method_options,
+        )
+        rank_zero_info(str(self.sparsifier.report()))
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Look at the masks: SAD since the last look."""
+        if not self._due(trainer.current_epoch + 1):
+            return
+        assert self.sparsifier is not None
+        seen = self.sparsifier.telemetry()
+        self.history.append(_entry(seen, trainer.current_epoch + 1))
+        for name in ("sad", "sad_normalized", "density"):
+            self.log(f"sparsity/{name}", float(getattr(seen, name)), sync_dist=True)
+
+    def _due(self, epoch: int) -> bool:
+        return self.telemetry_every > 0 and epoch % self.telemetry_every == 0
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Check the finished weights.
+
+        Raises:
+            RuntimeError: if a weight that should be N:M is not.
+        """
+        assert self.sparsifier is not None
+        if not self.sparsifier.weights():
+            return
+        report = verify(module)
+        rank_zero_info(report.summary)
+        if not report.ok:
+            raise RuntimeError(f"after training, {report.summary}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the callback itself."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.history = list(state["history"])
+
+
+def _entry(seen: Telemetry, epoch: int) -> dict[str, float]:
+    return {
+        "epoch": epoch,
+        "steps": seen.steps,
+        "sad": seen.sad,
+        "sad_normalized": seen.sad_normalized,
+        "density": seen.density,
+    }

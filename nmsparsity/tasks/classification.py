@@ -1,0 +1,145 @@
+"""ClassificationTask: a classifier, its loss, its optimizer and its metrics, for Lightning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nmsparsity.tasks.accuracy import Accuracy
+from nmsparsity.tasks.models import classifier
+from nmsparsity.tasks.schedule import cosine
+
+
+@dataclass
+class SGD:
+    """SGD with momentum, a linear warm-up from 0 and a cosine to 0, per step.
+
+    Args:
+        lr: the peak learning rate.
+        momentum: 0 to 1.
+        nesterov: look ahead (the paper does not).
+        weight_decay: on all parameters, or without those of norms and biases.
+        decay_norm_and_bias: whether norms and biases decay too (in the paper they do).
+        warmup_epochs: epochs until the peak.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-5
+    decay_norm_and_bias: bool = True
+    warmup_epochs: float = 5.0
+
+    def build(self, model: nn.Module) -> torch.optim.SGD:
+        """The optimizer of a model's parameters."""
+        matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+        vectors = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+        decay = self.weight_decay if self.decay_norm_and_bias else 0.0
+        groups = [
+            {"params": matrices, "weight_decay": self.weight_decay},
+            {"params": vectors, "weight_decay": decay},
+        ]
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+
+
+class ClassificationTask(LightningModule):
+    """Trains a classifier with cross entropy and counts its answers on the whole validation set.
+
+    Logs ``train/loss``, ``val/top1``, ``val/top5``, ``val/loss`` and ``val/best_top1``, in percent,
+    over all images of all processes. Precision, clipping, accumulation and devices are the
+    Trainer's; sparsity is that of :class:`nmsparsity.integrations.lightning.SparsityCallback`.
+
+    Args:
+        model: the classifier's name, see :func:`nmsparsity.tasks.models.classifier`, or a module.
+        model_options: the classifier's own arguments, such as ``width``.
+        classes: how many classes; taken from the data by the command line.
+        in_channels: 3 for colour, 1 for grey images; taken from the data likewise.
+        optimizer: SGD and its schedule.
+        label_smoothing: share of the target spread over all classes (0 in the paper).
+        channels_last: keep images and weights in channels-last memory: faster convolutions.
+        init_from: a checkpoint or packed file whose weights to start from.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module = "resnet50",
+        model_options: dict[str, Any] | None = None,
+        classes: int = 1000,
+        in_channels: int = 3,
+        optimizer: SGD | None = None,
+        label_smoothing: float = 0.0,
+        channels_last: bool = True,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(model, str):
+            model = classifier(model, classes, in_channels, **(model_options or {}))
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model: nn.Module = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.optimizer = optimizer or SGD()
+        self.label_smoothing = label_smoothing
+        self.init_from = init_from
+        self.best_top1 = 0.0
+        self.accuracy = Accuracy()
+
+    def setup(self, stage: str) -> None:
+        """Load ``init_from`` once, before sparsity sets in and before a resume overwrites it."""
+        if stage == "fit" and self.init_from:
+            from nmsparsity.tasks.weights import load_weights
+
+            load_weights(Path(self.init_from), self.model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores ``[batch, classes]`` of images ``[batch, channels, height, width]``."""
+        scores: Tensor = self.model(images.contiguous(memory_format=self.memory_format))
+        return scores
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        images, labels = batch
+        loss = functional.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        images, labels = batch
+        self.accuracy.update(self(images), labels)
+
+    def on_validation_epoch_start(self) -> None:
+        self.accuracy.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        result = self.accuracy.compute(self._add_up)
+        if self.trainer.sanity_checking:
+            return
+        if self.trainer.state.fn == "fit":
+            self.best_top1 = max(self.best_top1, result["top1"])
+            result["best_top1"] = self.best_top1
+        for name, value in result.items():
+            self.log(f"val/{name}", float(value), prog_bar=name == "top1", sync_dist=True)
+
+    def _add_up(self, counts: Tensor) -> Tensor:
+        total: Tensor = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        return total
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["best_top1"] = self.best_top1
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.best_top1 = checkpoint.get("best_top1", 0.0)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.optimizer.build(self.model)
+        total = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs or 1
+        warmup = round(self.optimizer.warmup_epochs * total / epochs)
+        scheduler = cosine(optimizer, total, warmup)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
