@@ -38,9 +38,8 @@ class Combinadic(Coding):
     def numbers(self, mask: Bools, n: int) -> Numbers:
         groups, m = mask.shape
         fields = self._fields(n, m)
-        digits = np.zeros(fields.count(groups) * fields.groups, np.uint64)
-        digits[:groups] = _rank(mask, n)
-        digits = digits.reshape(-1, fields.groups)
+        digits = np.zeros((fields.count(groups), fields.groups), np.uint64)
+        digits.reshape(-1)[:groups] = _rank(mask, n)
         base, numbers = np.uint64(comb(m, n)), np.zeros(len(digits), np.uint64)
         for digit in digits.T[::-1]:
             numbers = numbers * base + digit

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nmsparsity.packed.checksum import seal, verify
 from nmsparsity.packed.header import Header, describe, rebuild
-from nmsparsity.packed.storable import aliases, storable
+from nmsparsity.packed.storable import aliases, check_storable, storable
 from nmsparsity.packed.weight import PackedWeight
 
 _PARTS = ("values", "positions")
@@ -59,6 +59,8 @@ def write(
         OSError: where the file cannot be written.
     """
     tensors, metadata = tensors or {}, metadata or {}
+    for name, tensor in tensors.items():
+        check_storable(name, tensor)
     _check_metadata(metadata)
     other = aliases(packed, tensors)
     kept = {name: weight for name, weight in packed.items() if name not in other}

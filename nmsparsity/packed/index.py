@@ -21,7 +21,8 @@ class Index(Coding):
         return Fields(groups=1, numbers=n, width=(m - 1).bit_length())
 
     def numbers(self, mask: Bools, n: int) -> Numbers:
-        return (np.flatnonzero(mask) % mask.shape[1]).astype(np.uint8)
+        indices: Numbers = (np.flatnonzero(mask) % mask.shape[1]).astype(np.uint8)
+        return indices
 
     def mask(self, numbers: Numbers, groups: int, n: int, m: int) -> Bools:
         indices = numbers.reshape(groups, n)

@@ -64,8 +64,9 @@ def _tightest(nonzero: Tensor, axis: Axis, layout: Layout) -> Iterator[Pattern]:
     """For every M, the pattern with the N of its fullest group."""
     rows = layout.fold(nonzero, axis).transpose(1, 2).flatten(0, 1)
     fullest = np.ones(len(_SIZES), np.int64)
-    for part in rows.split(max(1, _BLOCK // max(1, rows.shape[1]))):
-        fullest = np.maximum(fullest, _fullest(part))
+    step = max(1, _BLOCK // max(1, rows.shape[1]))
+    for start in range(0, rows.shape[0], step):
+        fullest = np.maximum(fullest, _fullest(rows[start : start + step]))
     for m, n in zip(_SIZES, fullest, strict=True):
         if n < m:
             yield Pattern(int(n), m, axis)

@@ -27,7 +27,7 @@ def aliases(packed: Mapping[str, PackedWeight], tensors: Mapping[str, Tensor]) -
     first: dict[object, str] = {}
     found = {}
     for name, thing in [*packed.items(), *tensors.items()]:
-        key = id(thing) if isinstance(thing, PackedWeight) else _memory(name, thing)
+        key = _memory(thing) if isinstance(thing, Tensor) else id(thing)
         earlier = first.setdefault(key, name)
         if earlier != name:
             found[name] = earlier
@@ -47,9 +47,8 @@ def storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return ready
 
 
-def _memory(name: str, tensor: Tensor) -> object:
+def _memory(tensor: Tensor) -> object:
     """Equal for two tensors that are the same elements in the same memory."""
-    check_storable(name, tensor)
     if not tensor.numel():
         return id(tensor)
     return (
