@@ -19,6 +19,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 import time
 import warnings
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -230,7 +231,7 @@ def work(arguments: argparse.Namespace, recipe: Recipe) -> None:
             if not busy:
                 raise SystemExit(f"{todo[0].key} needs {todo[0].needs}: add 'dense' to --methods")
             for task in wait(busy, return_when=FIRST_COMPLETED).done:
-                line = task.result()
+                line = {**task.result(), "command": command()}
                 with arguments.results.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 done.add(busy.pop(task).key)
@@ -238,6 +239,14 @@ def work(arguments: argparse.Namespace, recipe: Recipe) -> None:
                     f"{line['key']:36s} {line['top1']:.2f} %  {line['cpu_seconds']:.0f} s",
                     flush=True,
                 )
+
+
+def command() -> str:
+    """What was typed, without where the data lies."""
+    words = sys.argv[1:]
+    if "--root" in words:
+        del words[words.index("--root") : words.index("--root") + 2]
+    return " ".join(["python benchmarks/accuracy.py", *words])
 
 
 def parse() -> tuple[argparse.Namespace, Recipe]:
