@@ -1,0 +1,7 @@
+// Compiled once for every instruction set, with its flags, NMS_ISA (a name) and NMS_BYTES (how
+// wide its vectors are).
+#include "elementwise.h"
+#include "kernels.h"
+#include "project.h"
+
+const Kernels NMS_ISA = {project, check, release};
