@@ -12,9 +12,11 @@ from torch import Tensor
 
 from nmsparsity.layout import Layout
 from nmsparsity.packed.bits import Bools
+from nmsparsity.packed.coding import Coding
 from nmsparsity.packed.codings import CODINGS, check_pattern, smallest
 from nmsparsity.packed.groups import Shape, check_shape, count, join, place, split
 from nmsparsity.pattern import Pattern
+from nmsparsity.registry import near
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _SAME_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -75,7 +77,7 @@ class PackedWeight:
                 f"{self.name}: positions are {self.positions.dtype} of shape "
                 f"{list(self.positions.shape)}, want torch.uint8 in one dimension"
             )
-        fields = CODINGS[self.coding].fields(self.pattern.n, self.pattern.m)
+        fields = self._coding().fields(self.pattern.n, self.pattern.m)
         if fields is None or fields.nbytes(want[0]) != len(self.positions):
             raise ValueError(
                 f"{self.name}: {len(self.positions)} bytes of positions do not fit {want[0]} "
@@ -139,10 +141,17 @@ class PackedWeight:
         """Which positions of every group are kept, ``[groups, m]``: exactly ``n`` each."""
         stream = self.positions.numpy()
         try:
-            coding = CODINGS[self.coding]
-            return coding.decode(stream, len(self.values), self.pattern.n, self.pattern.m)
+            return self._coding().decode(stream, len(self.values), self.pattern.n, self.pattern.m)
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from None
+
+    def _coding(self) -> Coding:
+        if self.coding not in CODINGS:
+            raise ValueError(
+                f"{self.name}: unknown position coding {self.coding!r}; known: "
+                f"{', '.join(CODINGS)}{near(self.coding, CODINGS)}"
+            )
+        return CODINGS[self.coding]
 
     def indices(self) -> Tensor:
         """The position of every value in its group, uint8 ``[groups, n]``, increasing."""
