@@ -37,8 +37,8 @@ METHODS = ("dense", "ste", "sr_ste", "fixed")
 class Recipe:
     """What all runs of a table share."""
 
-    epochs: int = 5
-    width: int = 32
+    epochs: int = 14
+    width: int = 16
     lr: float = 0.2
     weight_decay: float = 5e-4
     warmup_epochs: float = 0.5

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from nmsparsity.tasks.image_set import ImageSet
 
@@ -31,14 +34,35 @@ def image_and_label(features: Any, where: str) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-def decode(encoded: bytes, channels: int = 3) -> torch.Tensor:
-    """An image file as uint8 ``[height, width, channels]``; grey for one channel."""
-    import numpy as np
-    from PIL import Image
+def to_tensor(image: Any, grey: bool = False) -> Tensor:
+    """A PIL image as uint8 ``[height, width, channels]``: 1 channel if grey, else 3."""
+    values = np.array(image.convert("L" if grey else "RGB"))
+    return torch.from_numpy(values.reshape(*values.shape[:2], 1 if grey else 3))
 
-    with Image.open(io.BytesIO(encoded)) as image:
-        values = np.array(image.convert("L" if channels == 1 else "RGB"))
-    return torch.from_numpy(values.reshape(*values.shape[:2], channels))
+
+def stack(images: Iterable[Any], labels: Sequence[int], classes: Any, where: str) -> ImageSet:
+    """PIL images of one size and their labels as an `ImageSet`; grey if the first one is.
+
+    Args:
+        classes: their names; None numbers them.
+        where: the images come from, for the error message.
+
+    Raises:
+        ValueError: if the images differ in size.
+    """
+    tensors: list[Tensor] = []
+    grey = False
+    for image in images:
+        grey = image.mode in ("1", "L") if not tensors else grey
+        tensors.append(to_tensor(image, grey))
+    sizes = {tuple(tensor.shape) for tensor in tensors}
+    if len(sizes) != 1:
+        raise ValueError(
+            f"{where}: images of {len(sizes)} sizes cannot be kept as one tensor; "
+            "set --data.image_size to read and crop them one by one"
+        )
+    names = classes or [str(index) for index in range(max(labels) + 1)]
+    return ImageSet(torch.stack(tensors), torch.tensor(labels), tuple(names))
 
 
 def read_parquet(
@@ -46,7 +70,6 @@ def read_parquet(
     split: str,
     image_column: str | None = None,
     label_column: str | None = None,
-    channels: int = 3,
 ) -> ImageSet:
     """All images of one split (``train-*.parquet``) decoded into memory.
 
@@ -55,20 +78,13 @@ def read_parquet(
     """
     import pyarrow.parquet as pq
     from datasets import Features
+    from PIL import Image
 
     table = pq.read_table([str(path) for path in sorted(folder.glob(f"**/{split}-*.parquet"))])
     features = Features.from_arrow_schema(table.schema)
     if image_column is None or label_column is None:
         found = image_and_label(features, str(folder))
         image_column, label_column = image_column or found[0], label_column or found[1]
-    pictures = [decode(row["bytes"], channels) for row in table[image_column].to_pylist()]
-    sizes = {tuple(picture.shape[:2]) for picture in pictures}
-    if len(sizes) != 1:
-        raise ValueError(
-            f"{folder}: images of {len(sizes)} sizes cannot be kept as one tensor; "
-            "set --data.image_size to load them one by one"
-        )
-    labels = torch.tensor(table[label_column].to_pylist())
+    images = (Image.open(io.BytesIO(row["bytes"])) for row in table[image_column].to_pylist())
     names = getattr(features[label_column], "names", None)
-    classes = names or [str(index) for index in range(int(labels.max()) + 1)]
-    return ImageSet(torch.stack(pictures), labels, tuple(classes))
+    return stack(images, table[label_column].to_pylist(), names, str(folder))

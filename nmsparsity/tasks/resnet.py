@@ -24,7 +24,7 @@ def he_init(model: nn.Module) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut; the shortcut is a 1x1 convolution where shapes change."""
+    """Two 3x3 convolutions and a shortcut, a 1x1 convolution where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
