@@ -14,7 +14,6 @@ from nmsparsity.packed import PackedFileError, PackedWeight, file, read, write
 from nmsparsity.packed.checksum import START, seal
 from nmsparsity.pattern import Pattern
 
-
 TWO_OF_FOUR = Pattern(2, 4)
 
 

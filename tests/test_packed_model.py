@@ -1,0 +1,276 @@
+"""Whole models: every entry back bit by bit, and nothing loaded where something is wrong."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from nmsparsity.packed import PackedFileError, load, read, save, write
+from nmsparsity.pattern import Pattern
+from nmsparsity.sites import sites
+from nmsparsity.targets import declare, declared
+
+
+class Net(nn.Module):
+    """A convolution, a batch norm, a tied embedding, and state of several kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.conv = nn.Conv2d(16, 8, 3)
+        self.up = nn.ConvTranspose2d(16, 4, 2, groups=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.embedding = nn.Embedding(20, 16)
+        self.decoder = nn.Linear(16, 20)
+        self.decoder.weight = self.embedding.weight
+        self.head = nn.Linear(16, 10)
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.register_buffer("empty", torch.zeros(0, 3))
+
+
+def prune_(model, names, pattern=Pattern(2, 4), promise=False):  # noqa: B008
+    with torch.no_grad():
+        for site in sites(model):
+            if site.name in names:
+                weight = site.parameter
+                weight.mul_(pattern.mask(weight.abs(), site.layout))
+                if promise:
+                    declare(weight, pattern)
+    return model
+
+
+def net(promise=False):
+    torch.manual_seed(0)
+    sparse = ("conv.weight", "up.weight", "decoder.weight")
+    model = prune_(Net(), sparse, promise=promise)
+    model.norm(torch.randn(2, 8, 3, 3))
+    return model
+
+
+def other():
+    torch.manual_seed(1)
+    return Net()
+
+
+def assert_same(model, state):
+    got = model.state_dict()
+    assert list(got) == list(state)
+    for name, tensor in state.items():
+        assert got[name].dtype == tensor.dtype
+        assert torch.equal(got[name], tensor), name
+
+
+@pytest.mark.parametrize("promise", [True, False])
+def test_a_model_comes_back_exactly(tmp_path, promise):
+    model, loaded = net(promise), other()
+    saved = save(model, tmp_path / "net", metadata={"epoch": "3"})
+    assert load(tmp_path / "net", loaded) == {"epoch": "3"}
+    # Where only zeros were negative, the value is the same.
+    assert_same(loaded, model.state_dict())
+    assert {weight.name for weight in saved.weights} == {
+        "conv.weight",
+        "up.weight",
+        "embedding.weight",
+    }
+    assert loaded.decoder.weight is loaded.embedding.weight
+    assert declared(loaded.conv.weight) == Pattern(2, 4)
+    assert declared(loaded.decoder.weight) == Pattern(2, 4)
+    assert declared(loaded.head.weight) is None
+
+
+def test_saved_is_a_sentence_with_true_numbers(tmp_path):
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64, bias=False))
+    prune_(model, ["0.weight"])
+    saved = save(model, tmp_path / "net")
+    assert saved.nbytes == (tmp_path / "net").stat().st_size
+    assert saved.dense_nbytes == 4 * (64 * 64 * 2 + 64)
+    (weight,) = saved.weights
+    assert weight.dense_nbytes == 4 * 64 * 64
+    assert weight.nbytes == 2 * 64 * 64 + 61 * 44 // 8 + 1  # 1024 groups, 17 in 44 bits
+    share = f"{saved.nbytes / saved.dense_nbytes:.1%}"
+    assert str(saved) == (
+        f"{tmp_path / 'net'}: {saved.nbytes:,} bytes, {share} of 33,024 dense; "
+        "1 weights packed (1 x 2:4)"
+    )
+    save(nn.Linear(4, 4), tmp_path / "dense")
+    assert "0 weights packed" in str(save(nn.Linear(4, 4), tmp_path / "dense"))
+
+
+def test_a_declared_pattern_that_does_not_hold_is_refused(tmp_path):
+    model = net(promise=True)
+    with torch.no_grad():
+        model.conv.weight[1, 4:7, 0, 2] = 1
+    with pytest.raises(ValueError, match=r"^conv\.weight .*filter 1, kernel position \(0, 2\)"):
+        save(model, tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_given_pattern_that_does_not_hold_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^head\.weight .* is not 2:4"):
+        save(net(), tmp_path / "net", {"conv": "2:4", "head": "2:4"})
+
+
+def test_a_given_pattern_is_used_and_a_declared_one_comes_first(tmp_path):
+    model = net()
+    declare(model.up.weight, Pattern(2, 4))
+    save(model, tmp_path / "net", {"conv": "3:4", "up": "4:8"})
+    packed = read(tmp_path / "net").packed
+    assert packed["conv.weight"].pattern == Pattern(3, 4)
+    assert packed["up.weight"].pattern == Pattern(2, 4)
+    assert packed["decoder.weight"].pattern == Pattern(2, 4)
+
+
+def test_a_dense_promise_is_stored_plain(tmp_path):
+    model = nn.Linear(8, 8)
+    declare(model.weight, Pattern(4, 4))
+    assert save(model, tmp_path / "net").weights == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_come_back_exactly(tmp_path, dtype):
+    model, loaded = net().to(dtype), other().to(dtype)
+    save(model, tmp_path / "net")
+    load(tmp_path / "net", loaded)
+    assert_same(loaded, model.state_dict())
+
+
+def test_wrappers_are_looked_through(tmp_path):
+    model = net()
+    save(torch.optim.swa_utils.AveragedModel(model), tmp_path / "net")
+    loaded = other()
+    compiled = torch.compile(loaded)
+    load(tmp_path / "net", compiled)
+    assert_same(loaded, model.state_dict())
+    inner = nn.Sequential(torch.compile(nn.Linear(4, 4)))
+    save(inner, tmp_path / "inner")
+    plain = nn.Sequential(nn.Linear(4, 4))
+    load(tmp_path / "inner", plain)
+    assert torch.equal(plain[0].weight, inner[0].weight)
+
+
+def test_memory_formats_and_the_parameters_themselves_stay(tmp_path):
+    model = net()
+    save(model, tmp_path / "net")
+    loaded = other().to(memory_format=torch.channels_last)
+    before = {name: id(parameter) for name, parameter in loaded.named_parameters()}
+    load(tmp_path / "net", loaded)
+    assert before == {name: id(parameter) for name, parameter in loaded.named_parameters()}
+    assert loaded.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert loaded.conv.weight.requires_grad
+    assert_same(loaded, model.state_dict())
+
+
+def test_every_difference_is_listed_and_nothing_is_loaded(tmp_path):
+    save(net(), tmp_path / "net")
+    model = other()
+    model.head = nn.Linear(16, 11)
+    model.norm.half()
+    model.extra = nn.Linear(2, 2, bias=False)
+    del model.mask
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="nothing was loaded") as caught:
+        load(tmp_path / "net", model)
+    listed = str(caught.value).splitlines()
+    assert listed[0] == f"{tmp_path / 'net'} does not fit this model; nothing was loaded:"
+    assert set(listed[1:]) == {
+        "  'extra.weight' is missing in the file",
+        "  'mask' is in the file, but not in the model",
+        *(
+            f"  'head.{name}' is torch.float32 [10{more}] in the file, "
+            f"torch.float32 [11{more}] in the model"
+            for name, more in (("weight", ", 16"), ("bias", ""))
+        ),
+        *(
+            f"  'norm.{name}' is torch.float32 [8] in the file, torch.float16 [8] in the model"
+            for name in ("weight", "bias", "running_mean", "running_var")
+        ),
+    }
+    assert_same(model, before)
+
+
+def test_a_packed_weight_of_another_shape_or_layout_is_refused(tmp_path):
+    save(prune_(nn.Sequential(nn.Conv2d(8, 8, 1)), ["0.weight"]), tmp_path / "net")
+    with pytest.raises(ValueError, match=r"'0\.weight' has Layout\(input_dim=1.*in the model"):
+        load(tmp_path / "net", nn.Sequential(nn.ConvTranspose2d(8, 8, 1)))
+    with pytest.raises(ValueError, match=r"'0\.weight' is torch\.float32 \[8, 8, 1, 1\] in the"):
+        load(tmp_path / "net", nn.Sequential(nn.Conv2d(16, 8, 1)))
+
+
+def test_a_damaged_file_changes_nothing(tmp_path):
+    save(net(), tmp_path / "net")
+    raw = bytearray((tmp_path / "net").read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / "net").write_bytes(raw)
+    model = other()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(PackedFileError, match="checksum"):
+        load(tmp_path / "net", model)
+    assert_same(model, before)
+    assert declared(model.conv.weight) is None
+
+
+def test_ties_that_the_file_does_not_have_are_refused_unless_equal(tmp_path):
+    model = net()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    write(tmp_path / "equal", {}, state)
+    load(tmp_path / "equal", other())
+    state["decoder.weight"] += 1
+    write(tmp_path / "differ", {}, state)
+    with pytest.raises(ValueError, match=r"'decoder\.weight' and 'embedding\.weight' are tied"):
+        load(tmp_path / "differ", other())
+
+
+def test_a_tie_in_the_file_fills_two_parameters(tmp_path):
+    save(net(), tmp_path / "net")
+    model = other()
+    model.decoder.weight = nn.Parameter(torch.zeros(20, 16))
+    load(tmp_path / "net", model)
+    assert model.decoder.weight is not model.embedding.weight
+    assert torch.equal(model.decoder.weight, model.embedding.weight)
+
+
+class WithState(nn.Linear):
+    def get_extra_state(self):
+        return {"step": 3}
+
+    def set_extra_state(self, state):
+        raise AssertionError("never reached")
+
+
+def test_state_that_is_no_tensor_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"'0\._extra_state' is a dict, not a tensor"):
+        save(nn.Sequential(WithState(2, 2)), tmp_path / "net")
+    write(tmp_path / "net", {}, {"weight": torch.ones(2, 2), "bias": torch.ones(2)})
+    with pytest.raises(ValueError, match="'_extra_state' is missing in the file"):
+        load(tmp_path / "net", WithState(2, 2))
+
+
+def test_models_without_data_are_refused(tmp_path):
+    save(nn.Linear(2, 2), tmp_path / "net")
+    with pytest.raises(ValueError, match=r"'weight' is on the meta device: call model\.to_empty"):
+        load(tmp_path / "net", nn.Linear(2, 2, device="meta"))
+    with pytest.raises(ValueError, match="'weight' is on the meta device"):
+        save(nn.Linear(2, 2, device="meta"), tmp_path / "net")
+    lazy = nn.Sequential(nn.LazyLinear(4))
+    for call in (lambda: save(lazy, tmp_path / "net"), lambda: load(tmp_path / "net", lazy)):
+        with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet: run the model once"):
+            call()
+
+
+def test_a_parametrized_weight_is_stored_as_its_parts(tmp_path):
+    model = nn.utils.parametrizations.weight_norm(nn.Linear(8, 4))
+    save(model, tmp_path / "net")
+    loaded = nn.utils.parametrizations.weight_norm(nn.Linear(8, 4))
+    load(tmp_path / "net", loaded)
+    assert parametrize.is_parametrized(loaded)
+    assert_same(loaded, model.state_dict())
+
+
+def test_not_a_number_in_a_sparse_weight_is_refused_by_name(tmp_path):
+    model = net(promise=True)
+    with torch.no_grad():
+        model.conv.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"^conv\.weight .*NaN"):
+        save(model, tmp_path / "net")
