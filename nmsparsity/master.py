@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nmsparsity import masks
 from nmsparsity.layout import Layout
 from nmsparsity.methods.base import Method, Step, Weight
 from nmsparsity.pattern import Pattern
@@ -41,6 +42,11 @@ class MasterWeight:
         return local_shard(self.parameter)
 
     @property
+    def memory(self) -> Tensor:
+        """The same for keeping: a plain parameter itself, which follows ``.data = ...``."""
+        return self.parameter if type(self.parameter) is nn.Parameter else self.local
+
+    @property
     def grad(self) -> Tensor | None:
         return None if self.parameter.grad is None else local_shard(self.parameter.grad)
 
@@ -56,7 +62,7 @@ class MasterWeight:
         """The mask E of the dense weight as it is now."""
         score = self.method.score(self.dense, self.mask)
         self.check_finite(score)
-        return self.pattern.mask(score, self.layout)
+        return masks.mask(score, self.pattern, self.layout)
 
     def current_mask(self) -> Tensor:
         """The mask E of the sparse weight in the model."""
@@ -74,23 +80,31 @@ class MasterWeight:
                 "have no rank; the training has diverged or the checkpoint is damaged"
             )
 
-    def seal(self) -> None:
+    def seal(self, kept: int | Tensor | None = None) -> None:
         """Remember the parameter as it is now: sparse, and ours."""
         self.released = self.adopted = False
         self.version = self.local._version
-        self.kept = torch.count_nonzero(self.local)
+        self.kept = torch.count_nonzero(self.local) if kept is None else kept
 
-    def release(self, grad: Tensor, step: Step) -> None:
+    def release(self, step: Step) -> None:
         """Before the optimizer: add the method's term, put the dense weight in the parameter."""
-        sparse = self.local
-        self.method.before_step(Weight(self.dense, sparse, grad, self.mask), step)
-        decay = self.method.gradient_decay(step)
+        decay = self.begin(step)
         if decay:
+            assert self.grad is not None
             # W - W~ is exactly (1 - E) * W, with no mask needed.
-            scaled = step.grad_scale * decay
-            term = self.dense - sparse
-            grad.add_(term * scaled if isinstance(scaled, Tensor) else term.mul_(scaled))
+            term = self.dense - self.local
+            if isinstance(step.grad_scale, Tensor):
+                term.mul_(step.grad_scale)
+            self.grad.add_(term, alpha=decay)
         self.expose()
+
+    def begin(self, step: Step) -> float:
+        """The method's own moment before the step; the factor of the term still to be added."""
+        grad = self.grad
+        if grad is None:
+            return 0.0
+        self.method.before_step(Weight(self.dense, self.local, grad, self.mask), step)
+        return self.method.gradient_decay(step)
 
     def expose(self) -> None:
         """Put the dense weight in the parameter."""
@@ -103,30 +117,30 @@ class MasterWeight:
         self.method.after_step(Weight(self.dense, self.local, None, self.mask), step)
         self.project()
 
-    def follow(self) -> None:
-        """Go where the model has gone: another device, another dtype."""
+    def follow(self) -> bool:
+        """Go where the model has gone: another device, dtype or memory format."""
         local = self.local
-        if local.dtype != self.dense.dtype or local.device != self.dense.device:
-            self.dense = self.dense.to(device=local.device, dtype=local.dtype)
-            if self.mask is not None:
-                self.mask = self.mask.to(local.device)
-            self.seal()
+        if (
+            local.dtype == self.dense.dtype
+            and local.device == self.dense.device
+            and local.stride() == self.dense.stride()
+        ):
+            return False
+        self.dense = torch.empty_like(local).copy_(self.dense)
+        if self.mask is not None:
+            self.mask = self.mask.to(local.device)
+        self.seal()
+        return True
 
     def is_replaced(self) -> bool:
         """Whether the module holds another Parameter than the one we know."""
         return self.site.module._parameters.get(self.site.attribute) is not self.parameter
 
-    def is_overwritten(self, look_inside: bool) -> bool:
-        """Whether someone wrote into the parameter since we sealed it.
-
-        Every in-place operation raises the version counter; a write through ``.data`` does not,
-        so now and then we look at the values.
-        """
-        if self.version == self.local._version and not look_inside:
-            return False
+    def is_overwritten(self) -> bool:
+        """Whether the parameter holds anything else than the sparse weight we put there."""
         sparse = self.local
         if type(self.method).effective is not Method.effective:
-            return not torch.equal(sparse, self.method.effective(self.dense, self.new_mask()))
+            return not torch.equal(sparse, self.method.effective(self.dense, self.current_mask()))
         ours = ((sparse == 0) | (sparse == self.dense)).all()
         return not bool(ours & (torch.count_nonzero(sparse) == self.kept))
 
@@ -140,7 +154,7 @@ class MasterWeight:
     def project_copy(self, parameter: nn.Parameter) -> None:
         """Make the weight of a copy of the model sparse, in place."""
         local = local_shard(parameter)
-        mask = self.pattern.mask(self.method.score(local, self.mask), self.layout)
+        mask = masks.mask(self.method.score(local, self.mask), self.pattern, self.layout)
         local.copy_(self.method.effective(local, mask))
 
     def state(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from nmsparsity.master import MasterWeight
+from nmsparsity.masters import Masters
 from nmsparsity.methods import Dense, Method, build
 from nmsparsity.methods.base import Step
 from nmsparsity.optimizer_state import OptimizerState
@@ -117,13 +118,13 @@ class Sparsifier:
         self._model, self._optimizer = model, optimizer
         for target in targets:
             _claim(target, self)
-        self._masters = [MasterWeight(target, method) for target in targets]
+        self._masters = Masters(targets, method)
         self._group_of = _group_of(optimizer, self._masters)
+        self._masters.project()
         for master in self._masters:
-            master.project()
             declare(master.parameter, master.pattern)
-        self._watch = Watch(self._masters)
-        self._state = OptimizerState(self._masters)
+        self._watch = Watch(list(self._masters))
+        self._state = OptimizerState(list(self._masters))
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -146,8 +147,7 @@ class Sparsifier:
         """
         self._catch_up(look_inside=True)
         with torch.no_grad():
-            for master in self._masters:
-                master.expose()
+            self._masters.expose()
         try:
             yield self.weights()
         finally:
@@ -158,8 +158,7 @@ class Sparsifier:
         """Make a copy of the model (an average, say) N:M, in place, by the names of its layers."""
         if unwrap(model) is unwrap(self._model):
             self._catch_up(look_inside=True)
-            for master in self._masters:
-                master.project()
+            self._masters.project()
             return model
         found = {site.name: site for site in sites(model)}
         for master in self._masters:
@@ -221,13 +220,14 @@ class Sparsifier:
         if closure is None:
             self._release()
             return None
-        for master in self._masters:
-            if master.adopted:
-                master.project()
+        with torch.no_grad():
+            for master in self._masters:
+                if master.adopted:
+                    master.project()
         if not type(optimizer).__module__.startswith("torch.optim"):
             # torch's optimizers begin with the closure; others (SAM) may move the weights first.
-            for master in self._masters:
-                master.expose()
+            with torch.no_grad():
+                self._masters.expose()
         if "closure" in kwargs:
             return args, {**kwargs, "closure": self._wrap(closure)}
         return (args[0], self._wrap(closure), *args[2:]), kwargs
@@ -258,13 +258,12 @@ class Sparsifier:
                     "(load_state_dict(assign=True), or fully_shard after sparsify?): the optimizer "
                     "does not train it either; make the optimizer and call sparsify after that"
                 )
-            if master.released:
-                # The last step did not come to its end: an exception in the optimizer.
-                master.take_back(self._step(master))
-            master.follow()
-            if master.is_overwritten(look_inside):
-                self._refuse_broadcast(master)
-                master.adopt()
+        # The last step may not have come to its end: an exception in the optimizer.
+        self._take_back()
+        self._masters.follow()
+        for master in self._masters.overwritten(look_inside):
+            self._refuse_broadcast(master)
+            master.adopt()
 
     def _refuse_broadcast(self, master: MasterWeight) -> None:
         """Sparse weights that another rank broadcast before the first step are no adoption."""
@@ -280,17 +279,12 @@ class Sparsifier:
     def _release(self) -> None:
         """Add the method's term to the gradients, put the dense weights into the model."""
         self._watch.before_step()
-        for master in self._masters:
-            grad = master.grad
-            if grad is not None:
-                master.release(grad, self._step(master))
+        self._masters.release(self._step)
 
     @torch.no_grad()
     def _take_back(self) -> None:
         """Take the dense weights out of the model again, and project them."""
-        for master in self._masters:
-            if master.released:
-                master.take_back(self._step(master))
+        self._masters.take_back(self._step)
 
     def _step(self, master: MasterWeight) -> Step:
         group = self._optimizer.param_groups[self._group_of[master.name]]
@@ -339,7 +333,7 @@ def _claim(target: Target, sparsifier: Sparsifier) -> None:
     _managed[target.site.parameter] = weakref.ref(sparsifier)
 
 
-def _group_of(optimizer: Optimizer, masters: list[MasterWeight]) -> dict[str, int]:
+def _group_of(optimizer: Optimizer, masters: Masters) -> dict[str, int]:
     places = {
         id(parameter): index
         for index, group in enumerate(optimizer.param_groups)

@@ -61,4 +61,5 @@ class PaperNet:
         named, masks = dict(self.net.named_parameters()), self.masks()
         for name, mask in masks.items():
             dense = named[name]
-            dense.grad = dense.grad + self.decay * ((1 - mask) * dense.detach())
+            term = (1 - mask) * dense.detach()
+            dense.grad = dense.grad.add(term, alpha=self.decay)

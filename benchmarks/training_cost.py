@@ -1,0 +1,184 @@
+"""What N:M training costs: step times of dense, ours and the published way, in one run.
+
+    python benchmarks/training_cost.py            # writes results/training_cost.md
+
+The three variants of each network take turns, step by step, on the same batch; the medians are
+compared. "Published way" is an autograd function that makes the mask by sorting in every forward,
+as the code of arXiv 2102.04010 does, written here from the paper. In the same run it is checked
+that ours and the published way compute the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torchvision
+from machine import machine
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrize import register_parametrization
+
+import nmsparsity as nm
+
+RESULT = Path(__file__).parent / "results" / "training_cost.md"
+DECAY = 2e-4
+
+
+class SortedMask(torch.autograd.Function):
+    """The published way: sort every group in every forward, decay in every backward."""
+
+    @staticmethod
+    def forward(context, weight: Tensor, n: int, m: int) -> Tensor:  # type: ignore[override]
+        moved = weight.movedim(1, -1)
+        groups = moved.abs().reshape(-1, m)
+        pruned = groups.argsort(dim=1)[:, : m - n]
+        mask = torch.ones_like(groups).scatter_(1, pruned, 0.0)
+        mask = mask.reshape(moved.shape).movedim(-1, 1)
+        context.save_for_backward(weight, mask)
+        return weight * mask
+
+    @staticmethod
+    def backward(context, grad: Tensor):  # type: ignore[override]
+        weight, mask = context.saved_tensors
+        return grad + DECAY * (1 - mask) * weight, None, None
+
+
+class Published(nn.Module):
+    def __init__(self, n: int, m: int) -> None:
+        super().__init__()
+        self.n, self.m = n, m
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return SortedMask.apply(weight, self.n, self.m)
+
+
+class Encoder(nn.Module):
+    """Six layers of a Transformer encoder, width 512, on embedded tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(512, 8, 2048, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
+        self.head = nn.Linear(512, 10)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.layers(tokens).mean(1))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "ResNet-18, 32x32, batch 128": (
+        lambda: torchvision.models.resnet18(num_classes=10), (128, 3, 32, 32), "sgd"),
+    "ResNet-18, 64x64, batch 32": (
+        lambda: torchvision.models.resnet18(num_classes=10), (32, 3, 64, 64), "sgd"),
+    "ResNet-50, 224x224, batch 8": (
+        lambda: torchvision.models.resnet50(num_classes=10), (8, 3, 224, 224), "sgd"),
+    "Transformer, 6 x 512, 16 x 64 tokens": (Encoder, (16, 64, 512), "adamw"),
+}  # fmt: skip
+
+
+def optimizer_of(model: nn.Module, kind: str) -> torch.optim.Optimizer:
+    if kind == "sgd":
+        return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-5)
+    return torch.optim.AdamW(model.parameters(), 1e-4)
+
+
+def variants(case: str, n: int, m: int):
+    """Dense, ours, published: model and optimizer of each, from the same initial weights."""
+    make, _, kind = CASES[case]
+    torch.manual_seed(0)
+    dense = make()
+    ours, published = copy.deepcopy(dense), copy.deepcopy(dense)
+    made = {"dense": (dense, optimizer_of(dense, kind))}
+    optimizer = optimizer_of(ours, kind)
+    sparsifier = nm.sparsify(ours, optimizer, f"{n}:{m}", decay=DECAY)
+    made["ours"] = (ours, optimizer)
+    for name in sparsifier.weights():
+        path, _, attribute = name.rpartition(".")
+        register_parametrization(published.get_submodule(path), attribute, Published(n, m))
+    made["published"] = (published, optimizer_of(published, kind))
+    return made, list(sparsifier.weights())
+
+
+def measure(case: str, n: int, m: int, rounds: int) -> dict[str, float]:
+    """Median seconds of a step of each variant, and the largest difference of the weights."""
+    made, sparse = variants(case, n, m)
+    torch.manual_seed(1)
+    inputs, labels = torch.randn(CASES[case][1]), torch.randint(0, 10, CASES[case][1][:1])
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        return time.perf_counter() - start
+
+    times: dict[str, list[float]] = {name: [] for name in made}
+    names = list(made)
+    for round_ in range(rounds + 1):
+        for name in names[round_ % 3 :] + names[: round_ % 3]:
+            seconds = step(*made[name])
+            if round_:
+                times[name].append(seconds)
+        if round_ == 0:
+            difference = largest_difference(made, sparse)
+    return {**{name: statistics.median(t) for name, t in times.items()}, "difference": difference}
+
+
+def largest_difference(made, sparse: list[str]) -> float:
+    """Ours against published, after the first step, relative to the largest weight."""
+    worst = 0.0
+    for name in sparse:
+        path, _, attribute = name.rpartition(".")
+        theirs = getattr(made["published"][0].get_submodule(path), attribute)
+        ours = made["ours"][0].get_parameter(name)
+        worst = max(worst, float((ours - theirs).abs().max() / theirs.abs().max()))
+    return worst
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pattern", default="2:4")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    pattern = nm.Pattern.parse(options.pattern)
+    lines = [
+        "# What N:M training costs",
+        "",
+        f"Step times in one process, taking turns, medians of {options.rounds} rounds; pattern "
+        f"{pattern}, SR-STE, {options.threads} threads. `ratio` is the variant's step time over "
+        "dense. `error` is the largest difference between our sparse weights and those of the "
+        "published way after a step, relative to the largest weight, in the same run.",
+        "",
+        "| network | dense ms | ours ms | published ms | ours ratio | published ratio | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case in options.cases:
+        t = measure(case, pattern.n, pattern.m, options.rounds)
+        ours, published = t["ours"] / t["dense"], t["published"] / t["dense"]
+        lines.append(
+            f"| {case} | {t['dense'] * 1e3:.1f} | {t['ours'] * 1e3:.1f} | "
+            f"{t['published'] * 1e3:.1f} | **{ours:.3f}** | {published:.2f} | "
+            f"{t['difference']:.1e} |"
+        )
+        print(lines[-1], flush=True)
+    lines += [
+        "",
+        *machine(),
+        f"Command: `python benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`, {datetime.date.today()}.",
+    ]
+    RESULT.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

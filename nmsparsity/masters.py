@@ -1,0 +1,140 @@
+"""All master weights of a model: each moment of a step on all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import Tensor
+
+from nmsparsity import native
+from nmsparsity.master import MasterWeight
+from nmsparsity.methods.base import Method, Step
+from nmsparsity.targets import Target
+
+
+class Masters:
+    """The master weights of one sparsifier.
+
+    Where the method ranks by magnitude and the native kernel can take the memory, a moment of the
+    step is one call for all those weights; the others go one by one, by plain torch. The results
+    are the same bit for bit.
+    """
+
+    def __init__(self, targets: Sequence[Target], method: Method) -> None:
+        self._all = [MasterWeight(target, method) for target in targets]
+        self._plain_method = _is_plain(method)
+        self._gather()
+
+    def __iter__(self) -> Iterator[MasterWeight]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def project(self) -> None:
+        """Dense weight to mask to sparse weight, in the parameters."""
+        if self._fast:
+            self._seal(*self._batch.project())
+        for master in self._slow:
+            master.project()
+
+    def release(self, step_of: Callable[[MasterWeight], Step]) -> None:
+        """Add the method's term to the gradients, put the dense weights into the parameters."""
+        for master in self._slow:
+            if master.grad is not None:
+                master.release(step_of(master))
+        steps = [step_of(master) for master in self._fast]
+        alphas = [
+            master.begin(step) * float(step.grad_scale)
+            for master, step in zip(self._fast, steps, strict=True)
+        ]
+        if self._fast:
+            self._batch.release(alphas, [master.grad for master in self._fast])
+        for master in self._fast:
+            master.released = True
+
+    def expose(self) -> None:
+        """Put the dense weights into the parameters."""
+        for master in self._all:
+            master.expose()
+
+    def take_back(self, step_of: Callable[[MasterWeight], Step]) -> None:
+        """The parameters hold the new dense weights, where released: take and project them."""
+        for master in self._slow:
+            if master.released:
+                master.take_back(step_of(master))
+        if any(master.released for master in self._fast):
+            self._seal(*self._batch.take_back())
+
+    def follow(self) -> None:
+        """Go where the model has gone."""
+        followed = [master.follow() for master in self._all]
+        if any(followed):
+            self._gather()
+
+    def overwritten(self, look_inside: bool) -> Iterator[MasterWeight]:
+        """The weights that someone wrote into since we put the sparse weight there.
+
+        Every in-place operation raises the version counter. A write through ``.data`` does not:
+        that takes a look at the values, always where it is cheap, else when ``look_inside``.
+        """
+        counted = self._batch.check() if self._fast else []
+        for master, kept in zip(self._fast, counted, strict=True):
+            if kept != master.kept:
+                yield master
+            master.version = master.local._version
+        for master in self._slow:
+            if look_inside or master.version != master.local._version:
+                if master.is_overwritten():
+                    yield master
+                master.version = master.local._version
+
+    def _gather(self) -> None:
+        """Sort the weights into those that the native kernel takes and the others."""
+        self._fast: list[MasterWeight] = []
+        self._slow: list[MasterWeight] = []
+        weights = []
+        for master in self._all:
+            rows = _rows(master) if self._plain_method else None
+            if rows is None:
+                self._slow.append(master)
+            else:
+                self._fast.append(master)
+                n, m = master.pattern.n, master.pattern.m
+                weights.append(native.NativeWeight(master.memory, master.dense, rows, n, m))
+        if weights:
+            self._batch = native.Batch(weights)
+
+    def _seal(self, kept: list[int], bad: list[int]) -> None:
+        for index in bad:
+            self._fast[index].check_finite(self._fast[index].dense)
+        for master, count in zip(self._fast, kept, strict=True):
+            master.seal(count)
+
+
+def _is_plain(method: Method) -> bool:
+    """Whether masks are by magnitude and nothing happens between the update and the mask."""
+    kind = type(method)
+    return (
+        not kind.keeps_mask
+        and kind.score is Method.score
+        and kind.effective is Method.effective
+        and kind.after_step is Method.after_step
+    )
+
+
+def _rows(master: MasterWeight) -> tuple[int, int, int] | None:
+    """How groups lie in the weight's memory, where the native kernel can take it."""
+    weight: Tensor = master.local
+    axis, layout = master.pattern.axis, master.layout
+    if not native.supports(weight, master.pattern.m):
+        return None
+    if weight.is_contiguous():
+        rows = layout.fold(weight, axis)
+        if rows.data_ptr() != weight.data_ptr():
+            return None
+        return rows.shape[0], rows.shape[1], rows.shape[2]
+    last = weight.movedim(layout.input_dim, -1)
+    if axis == "input" and layout.input_dim == 1 and last.is_contiguous():
+        return weight.numel() // weight.shape[1], weight.shape[1], 1
+    return None
