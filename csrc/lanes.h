@@ -78,13 +78,4 @@ constexpr T lowest = static_cast<T>(T{1} << (sizeof(T) * 8 - 2)) * -2;
 template <class T>
 constexpr T magnitude_bits = static_cast<T>(~lowest<T>);
 
-// A float's bits as an integer of the same order: of its magnitude, or of its value.
-template <bool Signed, class T, class V>
-NMS_INLINE V key(V bits) {
-  const V magnitude = bits & magnitude_bits<T>;
-  if constexpr (!Signed) return magnitude;
-  const V sign = bits >> (static_cast<int>(sizeof(T)) * 8 - 1);
-  return (magnitude ^ sign) - sign;  // -0.0 becomes 0, as it must: it equals +0.0.
-}
-
 }  // namespace

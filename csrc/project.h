@@ -18,6 +18,7 @@ struct Run {
   std::uint8_t* mask;
   std::int64_t units, step, inner;
   int rows, keep;
+  bool is_signed;
 };
 
 template <class T>
@@ -26,9 +27,9 @@ struct Found {
   T largest = 0;
 };
 
-template <class T, int Bytes, bool Signed>
+template <class T, int Bytes, bool Plain>
 class Walk {
-  using S = Select<T, Bytes, Signed>;
+  using S = Select<T, Bytes, Plain>;
   using V = typename S::V;
   static constexpr int lanes = Lanes<T, Bytes>::count;
   static constexpr int side = Tile<T, Bytes>::side;
@@ -60,10 +61,12 @@ class Walk {
     }
   }
 
-  void select(const Block<T>& block) {
-    kernel_(block, tally_);
-    // Before a 16-bit count can run over.
-    if (++calls_ == 32767 / max_rows) flush();
+  void select(const T* source, T* sparse, std::uint8_t* mask, std::int64_t stride,
+              std::int64_t count, std::int64_t next) {
+    // Before a 16-bit count can run over; count is at most max_rows.
+    if ((blocks_ += count) > 32767 / max_rows) flush(), blocks_ = count;
+    tally_ = kernel_({source, sparse, mask, stride, count, next, run_.rows, run_.keep,
+                      run_.is_signed}, tally_);
   }
 
   void flush() {
@@ -72,43 +75,46 @@ class Walk {
       if (tally_.largest[i] > found_.largest) found_.largest = tally_.largest[i];
     }
     tally_ = {};
-    calls_ = 0;
+    blocks_ = 0;
   }
 
   // Columns that fill whole vectors where they lie; returns the first that does not.
   std::int64_t whole_columns(std::int64_t unit, std::int64_t count) {
     const std::int64_t end = run_.inner - run_.inner % lanes;
-    for (std::int64_t u = unit; u < unit + count; ++u) {
-      for (std::int64_t column = 0; column < end; column += lanes) {
-        const std::int64_t at = u * run_.step + column;
-        select({run_.source + at, run_.sparse + at, run_.mask ? run_.mask + at : nullptr,
-                run_.inner, run_.rows, run_.keep});
-      }
+    for (std::int64_t column = 0; column < end; column += lanes) {
+      const std::int64_t at = unit * run_.step + column;
+      select(run_.source + at, run_.sparse + at, run_.mask ? run_.mask + at : nullptr, run_.inner,
+             count, run_.step);
     }
     return end;
   }
 
   // The remaining columns of several units, brought together so that no lane is idle.
   void other_columns(std::int64_t unit, std::int64_t count, std::int64_t first) {
-    const std::int64_t width = run_.inner - first;
-    std::int64_t offset[lanes];
-    for (std::int64_t begin = 0; begin < count * width; begin += lanes) {
-      int used = 0;
-      for (; used < lanes && begin + used < count * width; ++used) {
-        const std::int64_t lane = begin + used;
-        offset[used] = (unit + lane / width) * run_.step + first + lane % width;
+    std::int64_t at = unit * run_.step + first, column = first;
+    std::int64_t left = count * (run_.inner - first);
+    while (left > 0) {
+      std::int64_t offset[lanes] = {};
+      const int used = left < lanes ? static_cast<int>(left) : lanes;
+      for (int i = 0; i < used; ++i) {
+        offset[i] = at++;
+        if (++column == run_.inner) at += run_.step - run_.inner + first, column = first;
       }
       pack_select_unpack(offset, used);
+      left -= used;
     }
   }
 
   void pack_select_unpack(const std::int64_t* offset, int used) {
     for (int row = 0; row < run_.rows; ++row) {
       const T* from = run_.source + row * run_.inner;
-      for (int i = 0; i < used; ++i) tile_[row * lanes + i] = from[offset[i]];
-      for (int i = used; i < lanes; ++i) tile_[row * lanes + i] = 0;
+      if (used == lanes) {
+        store(tile_ + row * lanes, collect(from, offset, all_lanes{}));
+      } else {
+        for (int i = 0; i < lanes; ++i) tile_[row * lanes + i] = i < used ? from[offset[i]] : 0;
+      }
     }
-    select({tile_, tile_, run_.mask ? flags_ : nullptr, lanes, run_.rows, run_.keep});
+    select(tile_, tile_, run_.mask ? flags_ : nullptr, lanes, 1, 0);
     for (int row = 0; row < run_.rows; ++row) {
       T* to = run_.sparse + row * run_.inner;
       for (int i = 0; i < used; ++i) to[offset[i]] = tile_[row * lanes + i];
@@ -120,33 +126,45 @@ class Walk {
     }
   }
 
+  using all_lanes = std::make_integer_sequence<int, lanes>;
+
+  template <int... I>
+  static NMS_INLINE V collect(const T* from, const std::int64_t* offset,
+                              std::integer_sequence<int, I...>) {
+    return V{from[offset[I]]...};
+  }
+
   // inner == 1: transpose `lanes` stretches of `span` elements at a time. Returns the groups done.
   std::int64_t contiguous() {
     const int rows = run_.rows, span = rows < side ? side : rows;
     if (span % side || span % rows || run_.step != rows) return 0;
     const std::int64_t size = std::int64_t{span} * lanes;
     const std::int64_t end = run_.units * rows / size * size;
-    for (std::int64_t at = 0; at < end; at += size) {
-      const T* source = run_.source + at;
-      if (run_.dense) std::memcpy(run_.dense + at, source, size * sizeof(T));
-      for (int k = 0; k < span; k += side) {
-        Tile<T, Bytes>::pack(source + k, span, tile_ + k * lanes);
+    for (std::int64_t at = 0; at < end;) {
+      const std::int64_t fitting = max_rows / span, left = (end - at) / size;
+      const std::int64_t total = size * (left < fitting ? left : fitting);
+      if (run_.dense) std::memcpy(run_.dense + at, run_.source + at, total * sizeof(T));
+      for (std::int64_t i = 0; i < total; i += size) {
+        for (int k = 0; k < span; k += side) {
+          Tile<T, Bytes>::pack(run_.source + at + i + k, span, tile_ + i + k * lanes);
+        }
       }
-      for (int k = 0; k < span; k += rows) {
-        T* tile = tile_ + k * lanes;
-        select({tile, tile, run_.mask ? flags_ + k * lanes : nullptr, lanes, rows, run_.keep});
+      select(tile_, tile_, run_.mask ? flags_ : nullptr, lanes, total / (rows * lanes),
+             rows * lanes);
+      for (std::int64_t i = 0; i < total; i += size) {
+        for (int k = 0; k < span; k += side) {
+          Tile<T, Bytes>::unpack(tile_ + i + k * lanes, run_.sparse + at + i + k, span);
+        }
+        if (run_.mask) unpack_flags(flags_ + i, run_.mask + at + i, span);
       }
-      for (int k = 0; k < span; k += side) {
-        Tile<T, Bytes>::unpack(tile_ + k * lanes, run_.sparse + at + k, span);
-      }
-      if (run_.mask) unpack_flags(run_.mask + at, span);
+      at += total;
     }
     return end / rows;
   }
 
-  void unpack_flags(std::uint8_t* to, int span) {
+  static void unpack_flags(const std::uint8_t* from, std::uint8_t* to, int span) {
     for (int i = 0; i < lanes; ++i) {
-      for (int k = 0; k < span; ++k) to[i * span + k] = flags_[k * lanes + i];
+      for (int k = 0; k < span; ++k) to[i * span + k] = from[k * lanes + i];
     }
   }
 
@@ -154,21 +172,23 @@ class Walk {
   Found<T>& found_;
   const typename S::Kernel kernel_;
   Tally<V> tally_;
-  int calls_ = 0;
+  std::int64_t blocks_ = 0;
   alignas(Bytes) T tile_[max_rows * lanes];
   std::uint8_t flags_[max_rows * lanes];
 };
 
 // The widest vectors that the columns fill; where they fill none, columns are packed.
-template <class T, int Bytes, bool Signed>
+template <class T, int Bytes>
 void walk(const Run<T>& run, Found<T>& found) {
+  // Rare, and not worth the code at every width.
+  if (run.mask || run.is_signed) return Walk<T, 16, false>(run, found).all();
   if constexpr (Bytes > 16) {
     constexpr std::int64_t narrowest = 16 / sizeof(T);
     if (run.inner >= narrowest && run.inner < Lanes<T, Bytes>::count) {
-      return walk<T, Bytes / 2, Signed>(run, found);
+      return walk<T, Bytes / 2>(run, found);
     }
   }
-  Walk<T, Bytes, Signed>(run, found).all();
+  Walk<T, Bytes, true>(run, found).all();
 }
 
 template <class T>
@@ -183,8 +203,9 @@ void project_units(const nms_weight& weight, std::int64_t begin, std::int64_t en
     const Run<T> run{static_cast<const T*>(weight.source) + at, static_cast<T*>(weight.sparse) + at,
                      copy ? static_cast<T*>(weight.dense) + at : nullptr,
                      weight.mask ? weight.mask + at : nullptr,
-                     units, rows * weight.inner, weight.inner, rows, keep};
-    weight.is_signed ? walk<T, NMS_BYTES, true>(run, found) : walk<T, NMS_BYTES, false>(run, found);
+                     units, rows * weight.inner, weight.inner, rows, keep,
+                     weight.is_signed != 0};
+    walk<T, NMS_BYTES>(run, found);
   };
   if (whole == groups) return run_of(begin, end - begin, weight.m);
   const int rest = static_cast<int>(weight.length - whole * weight.m);
