@@ -5,7 +5,7 @@ from math import comb, log2
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmsparsity.packed import bits
@@ -114,6 +114,7 @@ def test_smallest_prefers_the_simplest_of_equals():
     assert position_bytes(17, Pattern(2, 4)) == 6
 
 
+@settings(deadline=None)
 @given(st.data(), st.sampled_from(list(CODINGS)), st.integers(1, 64), st.integers(0, 60))
 def test_round_trip(data, name, m, groups):
     n = data.draw(st.integers(1, m))

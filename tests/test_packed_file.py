@@ -392,6 +392,23 @@ def test_what_is_no_plain_tensor_is_refused_by_name(tmp_path, thing, message):
     assert os.listdir(tmp_path) == []
 
 
+class Wrapped(torch.Tensor):
+    """A tensor whose data is elsewhere, as that of a DTensor is."""
+
+    @staticmethod
+    def __new__(cls):
+        return torch.Tensor._make_wrapper_subclass(cls, (2, 2))
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise AssertionError(f"{function} needs the data")
+
+
+def test_a_wrapper_of_tensors_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="'x' is a Wrapped; gather it into a plain tensor"):
+        write(tmp_path / "x", {}, {"x": Wrapped()})
+
+
 def test_metadata_must_be_text(tmp_path):
     with pytest.raises(ValueError, match="metadata 'epoch': 7: want text"):
         write(tmp_path / "x", {}, {}, {"epoch": 7})

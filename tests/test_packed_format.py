@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmsparsity.layout import Layout
@@ -57,7 +57,7 @@ def test_the_reader_of_the_page_reads_every_dtype_and_ties(tmp_path, dtype):
     )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(deadline=None)
 @given(st.data(), st.sampled_from(list(CODINGS)))
 def test_the_reader_of_the_page_decodes_every_coding(data, name):
     m = data.draw(st.integers(1, 24))

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from nmsparsity.packed import PackedFileError, load, read, save, write
 from nmsparsity.pattern import Pattern
 from nmsparsity.sites import sites
-from nmsparsity.targets import declare, declared
+from nmsparsity.promises import declare, declared
 
 
 class Net(nn.Module):

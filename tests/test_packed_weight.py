@@ -5,7 +5,7 @@ from math import prod
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nmsparsity.layout import Layout
@@ -191,6 +191,15 @@ def test_parameters_views_and_channels_last_are_packed_as_they_read():
     assert torch.equal(PackedWeight.pack(weight[::2], Pattern(2, 4)).unpack(), weight[::2])
 
 
+@pytest.mark.parametrize("shape", [(0, 2**60), (2**60, 0), (2**30, 0, 2**30), (0, 4, 2**59)])
+@pytest.mark.parametrize("layout", [Layout(), CONV1D])
+@pytest.mark.parametrize("axis", ["input", "kernel"])
+def test_absurd_shapes_without_elements_take_no_memory(shape, layout, axis):
+    empty = torch.zeros(0, 2), torch.zeros(0, dtype=torch.uint8)
+    packed = PackedWeight(*empty, Pattern(2, 4, axis), layout, shape, "bitmask")
+    assert packed.unpack().shape == shape
+
+
 def test_repr_says_what_it_is():
     text = repr(PackedWeight.pack(torch.zeros(2, 4), Pattern(2, 4), name="fc.weight"))
     assert text == (
@@ -201,6 +210,7 @@ def test_repr_says_what_it_is():
 shapes = st.lists(st.integers(0, 9), min_size=2, max_size=4).map(tuple)
 
 
+@settings(deadline=None)
 @given(st.data(), shapes, st.sampled_from(DTYPES), st.sampled_from([(1, 1), (0, 1), (0, 2)]))
 def test_round_trip(data, shape, dtype, layout):
     layout = Layout(*layout)
