@@ -11,10 +11,11 @@ from torch import nn
 
 from nmsparsity.packed.infer import infer
 from nmsparsity.pattern import Pattern
+from nmsparsity.promises import declared
 from nmsparsity.shards import local_shard
 from nmsparsity.sites import sites, unfit
 from nmsparsity.table import table
-from nmsparsity.targets import Patterns, Skipped, Target, declared, select
+from nmsparsity.targets import Patterns, Skipped, Target, select
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from nmsparsity.master import MasterWeight
 from nmsparsity.masters import Masters
@@ -18,23 +16,20 @@ from nmsparsity.methods import Dense, Method, build
 from nmsparsity.methods.base import Step
 from nmsparsity.optimizer_state import OptimizerState
 from nmsparsity.pattern import Axis
+from nmsparsity.promises import claim, claimed, declare, withdraw
 from nmsparsity.report import Report, describe
 from nmsparsity.sites import sites, unwrap
 from nmsparsity.targets import (
     Patterns,
     Remainder,
     Rules,
-    Skipped,
+    Selection,
     Target,
-    declare,
     select,
-    why_nothing,
 )
 from nmsparsity.telemetry import Telemetry, Watch
 
 _LOOK_EVERY = 16
-
-_managed = WeakTensorKeyDictionary()
 
 
 def sparsify(
@@ -85,13 +80,11 @@ def sparsify(
     selection = select(
         model, pattern, include=include, exclude=exclude, remainder=remainder, axis=axis
     )
-    targets, skipped = _trained(selection.targets, selection.skipped, optimizer)
-    if isinstance(chosen, Dense):
-        skipped = [*skipped, *(_skip(target, "method 'dense'") for target in targets)]
-        targets = []
-    elif not targets:
-        raise ValueError(f"no weight of the model can be {pattern}: {why_nothing(skipped)}")
-    return Sparsifier(model, optimizer, chosen, targets, skipped)
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    selection = selection.without(lambda target: _why_not_trained(target, chosen, trained))
+    if not selection.targets and not isinstance(chosen, Dense):
+        raise ValueError(f"no weight of the model can be {pattern}: {selection.why_nothing()}")
+    return Sparsifier(model, optimizer, chosen, selection)
 
 
 class Sparsifier:
@@ -111,17 +104,22 @@ class Sparsifier:
         model: nn.Module,
         optimizer: Optimizer,
         method: Method,
-        targets: list[Target],
-        skipped: list[Skipped],
+        selection: Selection,
     ) -> None:
-        self.method, self.skipped, self.steps = method, skipped, 0
+        self.method, self.skipped, self.steps = method, selection.skipped, 0
         self._model, self._optimizer = model, optimizer
-        for target in targets:
-            _claim(target, self)
-        self._masters = Masters(targets, method)
+        self._masters = Masters(selection.targets, method)
         self._group_of = _group_of(optimizer, self._masters)
+        for master in self._masters:
+            if claimed(master.parameter):
+                raise ValueError(
+                    f"layer {master.name!r} is kept sparse by another sparsifier already; call its "
+                    "remove() first"
+                )
+            master.check_finite(master.dense)
         self._masters.project()
         for master in self._masters:
+            claim(master.parameter, self)
             declare(master.parameter, master.pattern)
         self._watch = Watch(list(self._masters))
         self._state = OptimizerState(list(self._masters))
@@ -208,7 +206,7 @@ class Sparsifier:
         for hook in self._hooks:
             hook.remove()
         for master in self._masters:
-            _managed.pop(master.parameter, None)  # type: ignore[no-untyped-call]
+            withdraw(master.parameter)
 
     # What happens around the optimizer step.
 
@@ -302,35 +300,15 @@ class Sparsifier:
         self.steps = self.steps if steps is None else steps
 
 
-def _trained(
-    targets: list[Target], skipped: list[Skipped], optimizer: Optimizer
-) -> tuple[list[Target], list[Skipped]]:
-    """Leave out what this optimizer does not train."""
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    kept, left = [], list(skipped)
-    for target in targets:
-        if not target.site.parameter.requires_grad:
-            left.append(_skip(target, "it is frozen (requires_grad is False)"))
-        elif id(target.site.parameter) not in trained:
-            left.append(_skip(target, "this optimizer does not train it"))
-        else:
-            kept.append(target)
-    return kept, left
-
-
-def _skip(target: Target, reason: str) -> Skipped:
-    return Skipped(target.site.name, target.site.shape, reason)
-
-
-def _claim(target: Target, sparsifier: Sparsifier) -> None:
-    """One sparsifier a weight."""
-    owner = _managed.get(target.site.parameter)  # type: ignore[no-untyped-call]
-    if owner is not None and owner() is not None:
-        raise ValueError(
-            f"layer {target.site.name!r} is kept sparse by another sparsifier already; call its "
-            "remove() first"
-        )
-    _managed[target.site.parameter] = weakref.ref(sparsifier)
+def _why_not_trained(target: Target, method: Method, trained: set[int]) -> str | None:
+    """Why this sparsifier leaves a weight alone that could follow its pattern."""
+    if isinstance(method, Dense):
+        return "method 'dense'"
+    if not target.site.parameter.requires_grad:
+        return "it is frozen (requires_grad is False)"
+    if id(target.site.parameter) not in trained:
+        return "this optimizer does not train it"
+    return None
 
 
 def _group_of(optimizer: Optimizer, masters: Masters) -> dict[str, int]:

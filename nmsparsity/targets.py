@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias, get_args
 
 from torch import nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from nmsparsity.exceptions import exceptions
 from nmsparsity.pattern import Axis, Pattern
@@ -20,8 +19,6 @@ Rule: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Rules: TypeAlias = Rule | Iterable[Rule] | None
 Patterns: TypeAlias = str | Pattern | Mapping[str, str | Pattern]
 Remainder = Literal["dense", "pad", "error"]
-
-_declared = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +45,16 @@ class Selection:
     targets: list[Target]
     skipped: list[Skipped]
 
+    def without(self, why_not: Callable[[Target], str | None]) -> Selection:
+        """The same less the targets for which there is a reason."""
+        reasons = [(target, why_not(target)) for target in self.targets]
+        left = [Skipped(t.site.name, t.site.shape, why) for t, why in reasons if why is not None]
+        return Selection([t for t, why in reasons if why is None], [*self.skipped, *left])
 
-def declare(parameter: nn.Parameter, pattern: Pattern) -> None:
-    """Note that this parameter is promised to follow a pattern."""
-    _declared[parameter] = pattern
-
-
-def declared(parameter: nn.Parameter) -> Pattern | None:
-    """The pattern that this parameter is promised to follow, if any."""
-    pattern: Pattern | None = _declared.get(parameter)  # type: ignore[no-untyped-call]
-    return pattern
+    def why_nothing(self) -> str:
+        """The reasons of a selection without targets, most frequent first."""
+        counted = Counter(entry.reason for entry in self.skipped).most_common(3)
+        return "; ".join(f"{count} x {reason}" for reason, count in counted) or "it has no layers"
 
 
 def select(
@@ -184,12 +181,6 @@ def _without_repeats(targets: list[Target], skipped: list[Skipped]) -> Selection
             reason = f"the same parameter as {name!r}, which is listed"
             skipped.append(Skipped(target.site.name, target.site.shape, reason))
     return Selection(kept, skipped)
-
-
-def why_nothing(skipped: list[Skipped]) -> str:
-    """The reasons of a selection without targets, most frequent first."""
-    counted = Counter(entry.reason for entry in skipped).most_common(3)
-    return "; ".join(f"{count} x {reason}" for reason, count in counted) or "it has no such layers"
 
 
 def _show(rule: Rule) -> str:

@@ -17,8 +17,9 @@ from nmsparsity.packed.infer import infer
 from nmsparsity.packed.storable import check_storable
 from nmsparsity.packed.weight import DTYPES, PackedWeight
 from nmsparsity.pattern import Pattern
+from nmsparsity.promises import declare, declared
 from nmsparsity.sites import Site, canonical, sites, unwrap
-from nmsparsity.targets import Patterns, declare, declared, select
+from nmsparsity.targets import Patterns, select
 
 
 @dataclass(frozen=True)

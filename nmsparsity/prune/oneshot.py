@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from nmsparsity import masks
 from nmsparsity.pattern import Axis
+from nmsparsity.promises import declare
 from nmsparsity.prune.criterion import criteria
 from nmsparsity.report import Report, describe
 from nmsparsity.shards import check_shards, local_shard
-from nmsparsity.targets import Patterns, Remainder, Rules, declare, select, why_nothing
+from nmsparsity.targets import Patterns, Remainder, Rules, select
 
 
 @torch.no_grad()
@@ -48,9 +50,7 @@ def prune(
         model, pattern, include=include, exclude=exclude, remainder=remainder, axis=axis
     )
     if not selection.targets:
-        raise ValueError(
-            f"no weight of the model can be {pattern}: {why_nothing(selection.skipped)}"
-        )
+        raise ValueError(f"no weight of the model can be {pattern}: {selection.why_nothing()}")
     for target in selection.targets:
         parameter, site = target.site.parameter, target.site
         check_shards(site.name, parameter, site.layout, target.pattern)
@@ -58,7 +58,7 @@ def prune(
             raise ValueError(f"layer {site.name!r} {list(site.shape)}: it has NaN or infinity")
     for target in selection.targets:
         weight = local_shard(target.site.parameter)
-        mask = target.pattern.mask(criterion.score(weight), target.site.layout)
+        mask = masks.mask(criterion.score(weight), target.pattern, target.site.layout)
         weight.masked_fill_(~mask, 0.0)
         declare(target.site.parameter, target.pattern)
     return describe(selection.targets, selection.skipped)
