@@ -86,10 +86,12 @@ class Telemetry:
     Attributes:
         rows: one `Change` per sparse weight.
         steps: optimizer steps between the two points.
+        step: optimizer steps done at the second point.
     """
 
     rows: Sequence[Change]
     steps: int
+    step: int
 
     @property
     def sad(self) -> int:
@@ -131,7 +133,7 @@ class Telemetry:
             for row in self.rows
         ]
         head = ("weight", "elements", "SAD", "SAD/n", "flip rate", "density", "groups changed")
-        return f"{table(head, rows)}\nin {self.steps} steps"
+        return f"{table(head, rows)}\nin {self.steps} steps, up to step {self.step}"
 
 
 class Watch:
@@ -167,7 +169,7 @@ class Watch:
                 self._masked, self._last, now, flips, strict=True
             )
         ]
-        seen = Telemetry(rows, steps - self._steps)
+        seen = Telemetry(rows, steps - self._steps, steps)
         self._last, self._steps, self._flips, self._due = now, steps, None, True
         return seen
 
