@@ -68,7 +68,8 @@ def sites(model: nn.Module) -> list[Site]:
     """Every weight of the model that a pattern can be put on, in the order of registration.
 
     `nn.Linear`, convolutions and transposed convolutions of 1 to 3 dimensions, the projections of
-    `nn.MultiheadAttention`, and Hugging Face ``Conv1D``, with their subclasses.
+    `nn.MultiheadAttention`, recurrent layers and cells, and Hugging Face ``Conv1D``, with their
+    subclasses.
 
     >>> [site.name for site in sites(nn.Sequential(nn.Linear(8, 4), nn.ReLU()))]
     ['0.weight']
@@ -117,6 +118,8 @@ def _places(module: nn.Module) -> dict[str, Layout]:
         return {"weight": Layout(input_dim=0, conv_groups=module.groups)}
     if isinstance(module, nn.MultiheadAttention):
         return {name: Layout() for name in _ATTENTION if module._parameters.get(name) is not None}
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return {name: Layout() for name in module._parameters if name.startswith("weight_")}
     if _is_hugging_face_conv1d(module):
         return {"weight": Layout(input_dim=0)}
     return {}

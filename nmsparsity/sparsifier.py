@@ -82,8 +82,8 @@ def sparsify(
     )
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     selection = selection.without(lambda target: _why_not_trained(target, chosen, trained))
-    if not selection.targets and not isinstance(chosen, Dense):
-        raise ValueError(f"no weight of the model can be {pattern}: {selection.why_nothing()}")
+    if not isinstance(chosen, Dense):
+        selection.require(pattern)
     return Sparsifier(model, optimizer, chosen, selection)
 
 

@@ -51,10 +51,19 @@ class Selection:
         left = [Skipped(t.site.name, t.site.shape, why) for t, why in reasons if why is not None]
         return Selection([t for t, why in reasons if why is None], [*self.skipped, *left])
 
-    def why_nothing(self) -> str:
-        """The reasons of a selection without targets, most frequent first."""
+    def require(self, pattern: Patterns) -> None:
+        """Refuse to go on without any target, unless the pattern itself means dense (N = M).
+
+        Raises:
+            ValueError: with the most frequent reasons.
+        """
+        if self.targets or all(given.dense for given in _patterns(pattern, None).values()):
+            return
         counted = Counter(entry.reason for entry in self.skipped).most_common(3)
-        return "; ".join(f"{count} x {reason}" for reason, count in counted) or "it has no layers"
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in counted)
+        raise ValueError(
+            f"no weight of the model can be {pattern}: {reasons or 'it has no layers'}"
+        )
 
 
 def select(

@@ -49,8 +49,7 @@ def prune(
     selection = select(
         model, pattern, include=include, exclude=exclude, remainder=remainder, axis=axis
     )
-    if not selection.targets:
-        raise ValueError(f"no weight of the model can be {pattern}: {selection.why_nothing()}")
+    selection.require(pattern)
     for target in selection.targets:
         parameter, site = target.site.parameter, target.site
         check_shards(site.name, parameter, site.layout, target.pattern)
