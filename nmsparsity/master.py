@@ -148,6 +148,8 @@ class MasterWeight:
         """Take what was written into the parameter as the new dense weight, as it stands."""
         self.dense.copy_(self.local)
         self.mask = None
+        if self.method.keeps_mask:
+            self.mask = self.new_mask()
         self.seal()
         self.adopted = True
 

@@ -466,6 +466,18 @@ def test_resume_of_a_fixed_mask() -> None:
         assert_close(again.get_parameter(name), value, rtol=0, atol=0)
 
 
+def test_a_fixed_mask_is_taken_again_from_loaded_weights() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparsifier = nm.sparsify(model, optimizer, "2:4", method="fixed")
+    loaded = mlp(seed=7)
+    expected = nm.Pattern(2, 4).mask(loaded[0].weight.detach().abs())
+    model.load_state_dict(loaded.state_dict())
+    train(model, optimizer, batches(3))
+    assert sparsifier.report().ok
+    assert not model[0].weight[~expected].any()
+
+
 def test_the_state_of_two_optimizers_is_not_shared_after_loading() -> None:
     *_, model, optimizer, _sparsifier = pair(OPTIMIZERS["adamw"])
     train(model, optimizer, batches(3))
