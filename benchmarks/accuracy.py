@@ -20,10 +20,10 @@ import json
 import logging
 import os
 import sys
-import time
 import warnings
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -90,43 +90,45 @@ def train(run: Run, recipe: Recipe, folder: Path, threads: int) -> dict[str, Any
     import torch
     from lightning import pytorch as pl
 
+    from nmsparsity.tasks.history import History
+    from nmsparsity.tasks.run_folder import RunFolder
+
     quiet()
     torch.set_num_threads(threads)
     pl.seed_everything(run.seed, verbose=False)
     data, evaluation = loaders(recipe, run.seed)
     start = folder.parent / str(run.needs) / "last.ckpt" if run.needs else None
     task = build_task(recipe, start)
-    sparsity, clock = build_sparsity(run), build_clock()
-    saver = pl.callbacks.ModelCheckpoint(
-        folder, save_last=True, save_top_k=0, save_on_train_epoch_end=True
-    )
+    sparsity, history = build_sparsity(run), History()
+    saver = RunFolder(folder, {"recipe": asdict(recipe), "run": asdict(run)})
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=recipe.epochs,
-        callbacks=[sparsity, clock, saver],
+        callbacks=[sparsity, history, saver],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    last = folder / "last.ckpt"
-    trainer.fit(task, data, evaluation, ckpt_path=str(last) if last.exists() else None)
+    resume = saver.resume()
+    saver.write_config()
+    trainer.fit(task, data, evaluation, ckpt_path=resume and str(resume))
     weights = [p for p in task.model.parameters() if p.dim() > 1]
     kept = sum(int(torch.count_nonzero(p)) for p in weights)
     return {
         "key": run.key,
         **asdict(run),
         "recipe": asdict(recipe),
-        "top1": clock.curve[-1]["top1"],
+        "top1": history.rows[-1]["val/top1"],
         "best_top1": task.best_top1,
-        "loss": clock.curve[-1]["loss"],
-        "images": clock.curve[-1]["images"],
+        "loss": history.rows[-1]["val/loss"],
+        "images": history.rows[-1]["val/images"],
         "density": kept / sum(p.numel() for p in weights),
-        "curve": clock.curve,
+        "curve": history.rows,
         "sad": sparsity.history,
         "maskable": sum(p.numel() for p in sparsity.sparsifier.weights().values()),
-        "wall_seconds": clock.wall,
-        "cpu_seconds": clock.cpu,
+        "wall_seconds": history.rows[-1]["seconds"],
+        "cpu_seconds": history.rows[-1]["cpu_seconds"],
         "torch": torch.__version__,
     }
 
@@ -142,9 +144,8 @@ def quiet() -> None:
 def loaders(recipe: Recipe, seed: int) -> tuple[Any, Any]:
     """Training and evaluation batches; the moments are those of the training images."""
     from nmsparsity.tasks.memory_loader import MemoryLoader
-    from nmsparsity.tasks.sources import read_small_images
 
-    training, evaluation = read_small_images("cifar10", recipe.root)
+    training, evaluation = images(recipe.root)
     if recipe.validation:
         training, evaluation = training.split(recipe.validation)
     mean, std = training.moments()
@@ -152,6 +153,14 @@ def loaders(recipe: Recipe, seed: int) -> tuple[Any, Any]:
         MemoryLoader(training, recipe.batch_size, mean, std, train=True, seed=seed),
         MemoryLoader(evaluation, 250, mean, std, train=False),
     )
+
+
+@lru_cache(maxsize=1)
+def images(root: str | None) -> tuple[Any, Any]:
+    """CIFAR-10, decoded once in each process."""
+    from nmsparsity.tasks.sources import read_small_images
+
+    return read_small_images("cifar10", root)
 
 
 def build_task(recipe: Recipe, start: Path | None) -> Any:
@@ -173,33 +182,6 @@ def build_sparsity(run: Run) -> Any:
 
     options = {"decay": run.decay} if run.method == "sr_ste" else {}
     return SparsityCallback(run.pattern or "2:4", run.method, method_options=options)
-
-
-def build_clock() -> Any:
-    """A callback that notes the metrics of every epoch and the time, over interruptions too."""
-    from lightning.pytorch import Callback
-
-    class Clock(Callback):
-        def __init__(self) -> None:
-            self.curve: list[dict[str, float]] = []
-            self.wall = self.cpu = 0.0
-            self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-        def on_validation_end(self, trainer: Any, module: Any) -> None:
-            metrics = trainer.callback_metrics
-            names = ("top1", "top5", "loss", "images")
-            self.curve.append({name: float(metrics[f"val/{name}"]) for name in names})
-            wall, cpu = time.perf_counter(), time.process_time()
-            self.wall, self.cpu = self.wall + wall - self._wall, self.cpu + cpu - self._cpu
-            self._wall, self._cpu = wall, cpu
-
-        def state_dict(self) -> dict[str, Any]:
-            return {"curve": self.curve, "wall": self.wall, "cpu": self.cpu}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None:
-            self.curve, self.wall, self.cpu = list(state["curve"]), state["wall"], state["cpu"]
-
-    return Clock()
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

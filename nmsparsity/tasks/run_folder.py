@@ -1,0 +1,136 @@
+"""RunFolder: what a training leaves on disk, and how it goes on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+
+class RunFolder(Checkpoint):
+    """A folder of one training: its configuration, ``last.ckpt``, ``best.ckpt``, its result.
+
+    The same training started again goes on after the last checkpoint; another configuration in
+    the same folder is refused. Checkpoints are written after every epoch, and in the middle of one
+    on SIGTERM, which schedulers send before they kill.
+
+    Args:
+        path: the folder, made when the training starts.
+        config: the resolved configuration; it travels in every checkpoint.
+        monitor: the logged metric whose largest value makes the best epoch.
+    """
+
+    def __init__(
+        self, path: str | Path, config: Mapping[str, Any], monitor: str = "val/top1"
+    ) -> None:
+        self.path = Path(path)
+        self.config = dict(config)
+        self.monitor = monitor
+        self._best = float("-inf")
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.path / "best.ckpt"
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished training, else None."""
+        file = self.path / "result.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def resume(self) -> Path | None:
+        """The checkpoint to go on from; None to start at the beginning.
+
+        Raises:
+            ValueError: if the folder holds a training of another configuration.
+        """
+        file = self.path / "config.yaml"
+        if not file.exists():
+            return None
+        different = sorted(differences(yaml.safe_load(file.read_text()), self.config))
+        if different:
+            raise ValueError(
+                f"{self.path} holds a run with other settings ({'; '.join(different[:5])}); "
+                "choose another --run_dir, or go on regardless with --ckpt_path last"
+            )
+        return self.last if self.last.exists() else None
+
+    @rank_zero_only
+    def write_config(self) -> None:
+        """Write the resolved configuration."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        _replace(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+
+    @rank_zero_only
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Mark the training as finished."""
+        _replace(self.path / "result.json", json.dumps(result, indent=1))
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let the configuration travel along: the checkpoint explains itself."""
+        checkpoint["config"] = yaml.safe_dump(self.config, sort_keys=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write ``last.ckpt``, and ``best.ckpt`` if this epoch is the best so far."""
+        score = float(trainer.callback_metrics.get(self.monitor, float("-inf")))
+        better = score > self._best
+        self._best = max(score, self._best)
+        if better:
+            trainer.save_checkpoint(self.best)
+        trainer.save_checkpoint(self.last)
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save when told to stop in the middle of an epoch.
+
+        Not in the middle of a validation, whose counts would be lost; and not after any other
+        exception, which may have left half a step behind.
+        """
+        if isinstance(exception, SIGTERMException) and trainer.training:
+            trainer.save_checkpoint(self.last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self._best = state["best"]
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """Every setting that differs, as ``"data.batch_size: 128 there, 64 here"``.
+
+    >>> differences({"data": {"seed": 1}}, {"data": {"seed": 2}})
+    ['data.seed: 1 there, 2 here']
+    """
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [
+            line
+            for key in {**old, **new}
+            for line in differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [f"{where}: {old} there, {new} here"]
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside and rename: never half a file."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(text)
+    os.replace(beside, path)
