@@ -15,22 +15,14 @@ const Kernels* kernels = nullptr;
 const char* isa_name = "";
 nms_parallel_for parallel_for = nullptr;
 
-bool has_avx2() {
 #if defined(NMS_X86)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-#else
-  return false;
-#endif
-}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-bool has_avx512() {
-#if defined(NMS_X86)
+[[maybe_unused]] bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-#else
-  return false;
-#endif
 }
+#endif
 
 struct Isa {
   const char* name;
@@ -52,8 +44,9 @@ struct Project {
     return elements(weight) ? weight.outer * divide_up(weight.length, weight.m) : 0;
   }
   static std::int64_t chunk(const nms_weight& weight) {
+    const std::int64_t unit = weight.inner > 1 ? weight.m * weight.inner : weight.m;
     // A multiple of what the widest vectors take at a time.
-    return divide_up(divide_up(chunk_size, weight.m * weight.inner), 64) * 64;
+    return divide_up(divide_up(chunk_size, unit), 64) * 64;
   }
 };
 
