@@ -35,9 +35,11 @@ def test_bits_are_a_little_endian_stream():
     assert bits.unpack(bits.pack(wide, 44), 2, 44).tolist() == wide.tolist()
 
 
-@pytest.mark.parametrize("width", [1, 2, 7, 8, 9, 31, 63, 64])
-def test_bits_round_trip_at_every_width(width):
-    dtype = np.uint8 if width <= 8 else np.uint64
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [*((w, np.uint8) for w in (1, 2, 7, 8)), *((w, np.uint64) for w in (1, 2, 8, 9, 31, 63, 64))],
+)
+def test_bits_round_trip_at_every_width(width, dtype):
     numbers = np.array([0, 2**width - 1, 2 ** (width - 1), 1, 0], dtype)
     stream = bits.pack(numbers, width)
     assert len(stream) == bits.size(5, width) == -(-5 * width // 8)
@@ -112,6 +114,15 @@ def test_smallest_prefers_the_simplest_of_equals():
     assert smallest(999, Pattern(2, 4)).name == "combinadic"
     assert smallest(0, Pattern(2, 4)).name == "bitmask"
     assert position_bytes(17, Pattern(2, 4)) == 6
+
+
+@pytest.mark.parametrize("name", list(CODINGS))
+@pytest.mark.parametrize("m", [*range(1, 17), 24, 32, 40, 48, 63, 64])
+def test_round_trip_of_every_n(name, m):
+    random = np.random.default_rng(m)
+    for n in range(1, m + 1):
+        mask = random.random((41, m)).argsort(axis=1) < n
+        assert (CODINGS[name].decode(CODINGS[name].encode(mask, n), 41, n, m) == mask).all()
 
 
 @settings(deadline=None)

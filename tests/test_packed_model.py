@@ -9,8 +9,8 @@ from torch.nn.utils import parametrize
 
 from nmsparsity.packed import PackedFileError, load, read, save, write
 from nmsparsity.pattern import Pattern
-from nmsparsity.sites import sites
 from nmsparsity.promises import declare, declared
+from nmsparsity.sites import sites
 
 
 class Net(nn.Module):

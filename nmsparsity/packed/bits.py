@@ -28,9 +28,9 @@ def pack(numbers: Numbers, width: int) -> Bytes:
     """
     if width == 0:
         return np.zeros(0, np.uint8)
-    little = numbers.astype(numbers.dtype.newbyteorder("<"), copy=False)
     if width == 1:
-        return np.packbits(little.view(np.uint8), bitorder="little")
+        return np.packbits(numbers.astype(np.uint8, copy=False), bitorder="little")
+    little = numbers.astype(numbers.dtype.newbyteorder("<"), copy=False)
     spread = np.unpackbits(little.view(np.uint8), bitorder="little")
     fields = spread.reshape(-1, 8 * little.itemsize)[:, :width]
     return np.packbits(fields.ravel(), bitorder="little")
