@@ -1,4 +1,4 @@
-"""Layouts: fold and unfold are one another's inverse, and groups are what a layer contracts over."""
+"""Layouts: `fold` and `unfold` are inverse, and rows are what a layer contracts over."""
 
 from __future__ import annotations
 
