@@ -181,7 +181,9 @@ def build_sparsity(run: Run) -> Any:
     from nmsparsity.integrations.lightning import SparsityCallback
 
     options = {"decay": run.decay} if run.method == "sr_ste" else {}
-    return SparsityCallback(run.pattern or "2:4", run.method, method_options=options)
+    return SparsityCallback(
+        run.pattern or "2:4", run.method, method_options=options, print_report=False
+    )
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 
 from nmsparsity.pattern import Axis
 from nmsparsity.report import verify
@@ -17,24 +16,27 @@ from nmsparsity.telemetry import Telemetry
 class SparsityCallback(Callback):
     """Keeps the weights of a LightningModule N:M while the Trainer trains them.
 
-    Calls :func:`nmsparsity.sparsify` on the module's one optimizer when the fit starts, prints
-    which weights are sparse and why the others are not, logs SAD and density, and at the end
-    checks that every group really is N:M. Checkpoints need nothing more: the dense weights travel
-    in the optimizer's state.
+    Calls `nmsparsity.sparsify` on the module's one optimizer when the fit starts, logs SAD and
+    density, and at the end checks that every group really is N:M. Checkpoints need nothing more:
+    the dense weights travel in the optimizer's state.
 
     Args:
-        pattern: ``"N:M"``, N kept of every M; or ``{rule: "N:M"}`` by layer name.
-        method: ``"sr_ste"``, ``"ste"``, ``"fixed"`` or ``"dense"``.
+        pattern: ``"N:M"``, N kept of every M; or ``{rule: "N:M"}`` by layer name, such as
+            ``{"*layer4*": "1:8"}``. Names begin with the attribute that holds the network:
+            ``model.layer4.0.conv1``.
+        method: ``"sr_ste"``, ``"ste"``, ``"fixed"`` (from a trained network), ``"dense"`` (no
+            sparsity, the baseline), or a name that was registered.
         axis: ``"input"`` (what hardware contracts over) or ``"kernel"`` (the paper's first layout).
         include: only these layers, by name or glob; default all but the exceptions reported.
         exclude: never these layers.
         remainder: for layers whose input is no multiple of M: ``"dense"``, ``"pad"``, ``"error"``.
         method_options: the method's own, such as ``{decay: 2e-4, form: gradient}``.
         telemetry_every: epochs between two looks at the masks; 0 never looks.
+        print_report: print at the start what is sparse, and what is not and why.
 
     Attributes:
-        sparsifier: the :class:`nmsparsity.sparsifier.Sparsifier`, from the start of the fit.
-        history: one ``{"epoch", "steps", "sad", "sad_normalized", "density"}`` per look.
+        sparsifier: the `Sparsifier`, from the start of the fit.
+        history: one ``{"epoch", "step", "sad", "sad_normalized", "density"}`` per look.
     """
 
     def __init__(
@@ -47,11 +49,12 @@ class SparsityCallback(Callback):
         remainder: Remainder = "dense",
         method_options: dict[str, Any] | None = None,
         telemetry_every: int = 1,
+        print_report: bool = True,
     ) -> None:
         self.pattern, self.method, self.axis = pattern, method, axis
         self.include, self.exclude, self.remainder = include, exclude, remainder
         self.method_options = dict(method_options or {})
-        self.telemetry_every = telemetry_every
+        self.telemetry_every, self.print_report = telemetry_every, print_report
         self.sparsifier: Sparsifier | None = None
         self.history: list[dict[str, float]] = []
 
@@ -73,7 +76,8 @@ class SparsityCallback(Callback):
             remainder=self.remainder,
             **self.method_options,
         )
-        rank_zero_info(str(self.sparsifier.report()))
+        if self.print_report and trainer.is_global_zero:
+            print(self.sparsifier.report())
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Look at the masks: SAD since the last look."""
@@ -83,7 +87,7 @@ class SparsityCallback(Callback):
         seen = self.sparsifier.telemetry()
         self.history.append(_entry(seen, trainer.current_epoch + 1))
         for name in ("sad", "sad_normalized", "density"):
-            self.log(f"sparsity/{name}", float(getattr(seen, name)), sync_dist=True)
+            module.log(f"sparsity/{name}", float(getattr(seen, name)), sync_dist=True)
 
     def _due(self, epoch: int) -> bool:
         return self.telemetry_every > 0 and epoch % self.telemetry_every == 0
@@ -98,13 +102,14 @@ class SparsityCallback(Callback):
         if not self.sparsifier.weights():
             return
         report = verify(module)
-        rank_zero_info(report.summary)
         if not report.ok:
             raise RuntimeError(f"after training, {report.summary}")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the callback itself."""
-        return {"history": self.history}
+        """What a checkpoint keeps of the callback itself: the patterns by weight, the history."""
+        rows = self.sparsifier.report().sparse if self.sparsifier else []
+        patterns = {row.name: [row.pattern, row.axis] for row in rows}
+        return {"patterns": patterns, "history": self.history}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
@@ -114,7 +119,7 @@ class SparsityCallback(Callback):
 def _entry(seen: Telemetry, epoch: int) -> dict[str, float]:
     return {
         "epoch": epoch,
-        "steps": seen.steps,
+        "step": seen.step,
         "sad": seen.sad,
         "sad_normalized": seen.sad_normalized,
         "density": seen.density,

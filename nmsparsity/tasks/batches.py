@@ -85,7 +85,7 @@ class Batches(ABC):
         order = torch.arange(self.count)
         if self.train:
             order = torch.randperm(self.count, generator=generator(self.seed, self.epoch))
-        return list(order[rank::world].split(self.batch_size))[: len(self)]
+        return list(torch.split(order[rank::world], self.batch_size))[: len(self)]
 
     @abstractmethod
     def load(self, plan: list[Tensor], start: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nmsparsity.tasks.accuracy import Accuracy
+from nmsparsity.tasks.checkpoint import Checkpoint
 from nmsparsity.tasks.models import classifier
 from nmsparsity.tasks.schedule import cosine
 
 
-@dataclass
+@dataclass(frozen=True)
 class SGD:
     """SGD with momentum, a linear warm-up from 0 and a cosine to 0, per step.
 
@@ -53,47 +54,51 @@ class ClassificationTask(LightningModule):
 
     Logs ``train/loss``, ``val/top1``, ``val/top5``, ``val/loss`` and ``val/best_top1``, in percent,
     over all images of all processes. Precision, clipping, accumulation and devices are the
-    Trainer's; sparsity is that of :class:`nmsparsity.integrations.lightning.SparsityCallback`.
+    Trainer's; sparsity is the `SparsityCallback`'s.
 
     Args:
-        model: the classifier's name, see :func:`nmsparsity.tasks.models.classifier`, or a module.
+        model: a small ResNet (``small_resnet8``, 14, 20, 32, 56), a torchvision classifier
+            (``resnet50``), a timm one (``timm/vit_small_patch16_224``), or a function of yours
+            (``package.module:function``).
         model_options: the classifier's own arguments, such as ``width``.
         classes: how many classes; taken from the data by the command line.
         in_channels: 3 for colour, 1 for grey images; taken from the data likewise.
         optimizer: SGD and its schedule.
         label_smoothing: share of the target spread over all classes (0 in the paper).
         channels_last: keep images and weights in channels-last memory: faster convolutions.
-        init_from: a checkpoint or packed file whose weights to start from.
+        init_from: a checkpoint, packed file or run folder whose weights to start from.
+
+    Attributes:
+        counted: ``top1``, ``top5``, ``loss`` and ``images`` of the last validation.
+        best_top1: the largest ``top1`` of all epochs.
     """
 
     def __init__(
         self,
-        model: str | nn.Module = "resnet50",
+        model: str = "resnet50",
         model_options: dict[str, Any] | None = None,
         classes: int = 1000,
         in_channels: int = 3,
-        optimizer: SGD | None = None,
+        optimizer: SGD = SGD(),
         label_smoothing: float = 0.0,
         channels_last: bool = True,
         init_from: str | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(model, str):
-            model = classifier(model, classes, in_channels, **(model_options or {}))
+        network = classifier(model, classes, in_channels, **(model_options or {}))
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model: nn.Module = model.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        self.optimizer = optimizer or SGD()
+        self.model = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.optimizer = optimizer
         self.label_smoothing = label_smoothing
         self.init_from = init_from
+        self.counted: dict[str, float] = {}
         self.best_top1 = 0.0
         self.accuracy = Accuracy()
 
     def setup(self, stage: str) -> None:
         """Load ``init_from`` once, before sparsity sets in and before a resume overwrites it."""
         if stage == "fit" and self.init_from:
-            from nmsparsity.tasks.weights import load_weights
-
-            load_weights(Path(self.init_from), self.model)
+            Checkpoint.read(self.init_from).load_into(self.model)
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores ``[batch, classes]`` of images ``[batch, channels, height, width]``."""
@@ -114,13 +119,14 @@ class ClassificationTask(LightningModule):
         self.accuracy.reset()
 
     def on_validation_epoch_end(self) -> None:
-        result = self.accuracy.compute(self._add_up)
         if self.trainer.sanity_checking:
             return
+        self.counted = self.accuracy.compute(self._add_up)
+        logged = dict(self.counted)
         if self.trainer.state.fn == "fit":
-            self.best_top1 = max(self.best_top1, result["top1"])
-            result["best_top1"] = self.best_top1
-        for name, value in result.items():
+            self.best_top1 = max(self.best_top1, self.counted["top1"])
+            logged["best_top1"] = self.best_top1
+        for name, value in logged.items():
             self.log(f"val/{name}", float(value), prog_bar=name == "top1", sync_dist=True)
 
     def _add_up(self, counts: Tensor) -> Tensor:
@@ -128,12 +134,14 @@ class ClassificationTask(LightningModule):
         return total
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["counted"] = self.counted
         checkpoint["best_top1"] = self.best_top1
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.counted = checkpoint.get("counted", {})
         self.best_top1 = checkpoint.get("best_top1", 0.0)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer.build(self.model)
         total = int(self.trainer.estimated_stepping_batches)
         epochs = self.trainer.max_epochs or 1

@@ -1,7 +1,8 @@
-"""Classifiers by name: the small ResNets, torchvision's, timm's."""
+"""Classifiers by name: the small ResNets, torchvision's, timm's, your own."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -22,8 +23,9 @@ def classifier(name: str, classes: int, in_channels: int = 3, **options: Any) ->
     """A new classifier with random weights.
 
     Args:
-        name: ``"small_resnet8"`` and its family, a torchvision classifier (``"resnet50"``), or a
-            timm one (``"timm/vit_small_patch16_224"``).
+        name: ``"small_resnet8"`` and its family, a torchvision classifier (``"resnet50"``), a timm
+            one (``"timm/vit_small_patch16_224"``), or ``"package.module:function"``, which is
+            called with the other arguments by name.
         classes: how many classes.
         in_channels: 3 for colour, 1 for grey images (small ResNets and timm only).
         options: the model's own arguments: ``width``, ``stem_stride`` of the small ResNets.
@@ -39,9 +41,20 @@ def classifier(name: str, classes: int, in_channels: int = 3, **options: Any) ->
     """
     if name in SMALL:
         return SmallResNet(SMALL[name], classes=classes, in_channels=in_channels, **options)
+    if ":" in name:
+        return _imported(name, classes, in_channels, options)
     if name.startswith("timm/"):
         return _timm(name.removeprefix("timm/"), classes, in_channels, options)
     return _torchvision(name, classes, in_channels, options)
+
+
+def _imported(name: str, classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
+    module, function = name.split(":", 1)
+    build = getattr(import_module(module), function)
+    model = build(classes=classes, in_channels=in_channels, **options)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model {name!r}: want a torch.nn.Module, got {type(model).__name__}")
+    return model
 
 
 def _torchvision(name: str, classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:

@@ -11,8 +11,10 @@ from nmsparsity.tasks.photos import Pairs, PhotoSet, read_photos
 from nmsparsity.tasks.roots import MissingDataError, data_root
 
 HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
-FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
-FASHION += ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+FASHION = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
 EVALUATION_SPLITS = ("validation", "val", "test")
 
 

@@ -1,0 +1,37 @@
+"""Evaluation of a trained network: what ``nmsparsity evaluate`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Trainer
+
+from nmsparsity.tasks.arguments import evaluate_parser
+from nmsparsity.tasks.checkpoint import Checkpoint
+
+
+def evaluate(arguments: Sequence[str]) -> dict[str, float]:
+    """Count the answers of the network in a file; ``top1``, ``top5``, ``loss`` and ``images``.
+
+    Args:
+        arguments: as on the command line, the file first.
+
+    Raises:
+        ValueError: if the file does not say which model and data it was trained with.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        # No file: the parser explains itself.
+        evaluate_parser({}).parse_args(list(arguments))
+    checkpoint = Checkpoint.read(arguments[0])
+    if checkpoint.config is None:
+        raise ValueError(
+            f"{checkpoint.path}: not of this project's training, so its model and data are unknown"
+        )
+    known = {part: checkpoint.config[part] for part in ("seed", "task", "data")}
+    parser = evaluate_parser(known)
+    built = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    checkpoint.load_into(built.task.model)
+    trainer = Trainer(**vars(built.trainer))
+    trainer.validate(built.task, datamodule=built.data, verbose=False)
+    counted: dict[str, float] = built.task.counted
+    return counted

@@ -1,0 +1,141 @@
+"""Inspection: the per-layer table of any checkpoint or packed file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nmsparsity.packed import PackedWeight, infer
+from nmsparsity.packed.weight import DTYPES
+from nmsparsity.pattern import Pattern
+from nmsparsity.table import table
+from nmsparsity.tasks.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight of two dimensions or more.
+
+    Attributes:
+        name: of the weight.
+        shape: ``[out, in, ...]``.
+        pattern: what it follows; None for a dense one.
+        density: share of nonzeros.
+        dense_bytes: its size in memory.
+        packed_bytes: its size packed; that of the dense one where it does not pack.
+        note: how the pattern is known, or why it does not hold.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    pattern: Pattern | None
+    density: float
+    dense_bytes: int
+    packed_bytes: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The layers of a file; prints as a table.
+
+    Attributes:
+        layers: in the order of the file.
+        file_bytes: size of the file.
+        checkpoint: what was read.
+    """
+
+    layers: list[Layer]
+    file_bytes: int
+    checkpoint: Checkpoint
+
+    def __str__(self) -> str:
+        head = ("weight", "shape", "pattern", "axis", "density", "bytes", "packed", "share", "")
+        return f"{table(head, [_cells(layer) for layer in self.layers])}\n{self.summary}"
+
+    @property
+    def ok(self) -> bool:
+        """Whether every pattern that the file declares holds."""
+        return not any(layer.note.startswith("NOT ") for layer in self.layers)
+
+    @property
+    def summary(self) -> str:
+        """What is sparse, and what packing saves, in two sentences."""
+        sparse = sum(layer.pattern is not None for layer in self.layers)
+        elements = sum(torch.Size(layer.shape).numel() for layer in self.layers)
+        kept = sum(torch.Size(layer.shape).numel() * layer.density for layer in self.layers)
+        dense = sum(layer.dense_bytes for layer in self.layers)
+        packed = sum(layer.packed_bytes for layer in self.layers)
+        return (
+            f"{sparse} of {len(self.layers)} weights are N:M; {kept / max(elements, 1):.1%} of "
+            f"{elements:,} elements are nonzero. These weights take {dense:,} bytes dense, "
+            f"{packed:,} packed ({packed / max(dense, 1):.1%}); the file has {self.file_bytes:,}."
+        )
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Read a file and find the pattern of every weight matrix in it.
+
+    Patterns are those the file declares, checked; in files of others, those that the zeros show,
+    along the dimensions of ``[out, in, ...]`` weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Checkpoint.read`.
+    """
+    checkpoint = Checkpoint.read(path)
+    layers = list(_layers(checkpoint))
+    return Inspection(layers, checkpoint.path.stat().st_size, checkpoint)
+
+
+def pack_weight(checkpoint: Checkpoint, name: str, weight: Tensor) -> PackedWeight | None:
+    """The packed form of a weight; None for what does not get smaller.
+
+    Raises:
+        ValueError: if the pattern that the file declares does not hold, naming the first bad group.
+    """
+    if name in checkpoint.packed:
+        return checkpoint.packed[name]
+    if weight.dim() < 2 or weight.dtype not in DTYPES:
+        return None
+    pattern = checkpoint.patterns.get(name) or infer(weight)
+    return None if pattern is None else PackedWeight.pack(weight, pattern, name=name)
+
+
+def _layers(checkpoint: Checkpoint) -> Iterator[Layer]:
+    for name, weight in checkpoint.tensors.items():
+        if weight.dim() < 2 or not weight.is_floating_point():
+            continue
+        packed, note = None, ""
+        try:
+            packed = pack_weight(checkpoint, name, weight)
+        except ValueError as error:
+            note = f"NOT {checkpoint.patterns.get(name, 'packable')}: {error}"
+        if packed is not None and name not in checkpoint.patterns:
+            note = "seen from its zeros"
+        yield Layer(
+            name,
+            tuple(weight.shape),
+            None if packed is None else packed.pattern,
+            int(torch.count_nonzero(weight)) / max(weight.numel(), 1),
+            weight.nbytes,
+            weight.nbytes if packed is None else packed.nbytes,
+            note,
+        )
+
+
+def _cells(layer: Layer) -> tuple[str, ...]:
+    return (
+        layer.name,
+        "x".join(map(str, layer.shape)),
+        "dense" if layer.pattern is None else str(layer.pattern),
+        "" if layer.pattern is None else layer.pattern.axis,
+        f"{layer.density:.3f}",
+        f"{layer.dense_bytes:,}",
+        f"{layer.packed_bytes:,}",
+        f"{layer.packed_bytes / max(layer.dense_bytes, 1):.1%}",
+        layer.note,
+    )

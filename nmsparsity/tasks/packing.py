@@ -1,0 +1,37 @@
+"""Packing: a checkpoint written as one packed file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from nmsparsity.packed import write
+from nmsparsity.tasks.checkpoint import Checkpoint
+from nmsparsity.tasks.inspection import pack_weight
+
+
+def pack(source: str | Path, target: str | Path) -> tuple[int, int]:
+    """Write the weights of a checkpoint as a packed file, loss-free; nothing is pruned.
+
+    Weights that a training kept N:M are packed in that pattern, others in the one their zeros
+    show, if it makes them smaller; the rest is stored as it is. Optimizer state is left out. The
+    configuration of the training travels along, so that ``nmsparsity evaluate`` needs the file
+    alone.
+
+    Returns:
+        The bytes of the file, and of the same tensors dense.
+
+    Raises:
+        FileNotFoundError, ValueError: as `Checkpoint.read`, and where a weight does not follow the
+            pattern that the checkpoint declares.
+    """
+    checkpoint = Checkpoint.read(source)
+    found = {name: pack_weight(checkpoint, name, t) for name, t in checkpoint.tensors.items()}
+    packed = {name: weight for name, weight in found.items() if weight is not None}
+    plain = {name: t for name, t in checkpoint.tensors.items() if name not in packed}
+    about = {}
+    if checkpoint.config is not None:
+        about["config"] = yaml.safe_dump(checkpoint.config, sort_keys=False)
+    size = write(target, packed, plain, about)
+    return size, sum(tensor.nbytes for tensor in checkpoint.tensors.values())

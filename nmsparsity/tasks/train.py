@@ -1,0 +1,135 @@
+"""Training from a configuration: what ``nmsparsity train`` does."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from nmsparsity.integrations.lightning import SparsityCallback
+from nmsparsity.tasks.arguments import settings, train_parser
+from nmsparsity.tasks.classification import ClassificationTask
+from nmsparsity.tasks.data import ImageData
+from nmsparsity.tasks.history import History
+from nmsparsity.tasks.run_folder import RunFolder
+
+STOPPED = 143
+"""The exit status of a training that was told to stop by SIGTERM, as shells report it."""
+
+
+def quiet() -> None:
+    """Let Lightning report problems only: no banners, and no warnings about its own code."""
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*treespec.*", module="lightning")
+
+
+@dataclass
+class Run:
+    """A training that is ready to start.
+
+    Attributes:
+        folder: where it is written.
+        resume: the checkpoint it goes on from, if any.
+        finished: the result, if this very training was finished before.
+    """
+
+    task: ClassificationTask
+    data: ImageData
+    sparsity: SparsityCallback
+    history: History
+    trainer: Trainer
+    folder: RunFolder
+    resume: Path | None
+    finished: dict[str, Any] | None
+
+    def fit(self) -> dict[str, Any] | None:
+        """Train to the end; the result, which is also written as ``result.json``.
+
+        None if the training was told to stop before: it can go on later. A training that is
+        finished already is not done again, its result is returned.
+        """
+        if self.finished is not None:
+            return self.finished
+        if not self.trainer.fast_dev_run:
+            self.folder.write_config()
+        resume = None if self.resume is None else str(self.resume)
+        try:
+            self.trainer.fit(self.task, datamodule=self.data, ckpt_path=resume)
+        except SIGTERMException:
+            return None
+        if self.trainer.interrupted:
+            return None
+        result = self.result()
+        if not self.trainer.fast_dev_run:
+            self.folder.write_result(result)
+        return result
+
+    def result(self) -> dict[str, Any]:
+        """Last and best accuracy, density, SAD, seconds of training."""
+        last = self.history.rows[-1] if self.history.rows else {}
+        report = self.sparsity.sparsifier.report() if self.sparsity.sparsifier else None
+        weights = sum(row.size for row in report.rows) if report else 0
+        kept = sum(row.density * row.size for row in report.rows) if report else 0.0
+        return {
+            "epochs": self.trainer.current_epoch,
+            **self.task.counted,
+            "best_top1": self.task.best_top1,
+            "method": self.sparsity.method,
+            "pattern": self.sparsity.pattern,
+            "density": kept / weights if weights else 1.0,
+            "sad": sum(entry["sad"] for entry in self.sparsity.history),
+            "seconds": last.get("seconds"),
+            "cpu_seconds": last.get("cpu_seconds"),
+        }
+
+
+def prepare(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> Run:
+    """Parse the arguments and build everything that a training needs.
+
+    Args:
+        arguments: as on the command line.
+        callbacks: more of them, for the Trainer.
+
+    Raises:
+        ValueError: for settings that contradict each other or the run folder.
+    """
+    parser = train_parser()
+    config = parser.parse_args(list(arguments))
+    folder = RunFolder(_folder(config), settings(parser, config))
+    resume = _checkpoint(config, folder)
+    finished = folder.result() if config.ckpt_path is None else None
+    seed_everything(config.seed, workers=True, verbose=False)
+    built = parser.instantiate_classes(config)
+    trying = bool(config.trainer.fast_dev_run)
+    history = History(None if trying else folder.path / "history.csv")
+    options = {**vars(built.trainer), "callbacks": [built.sparsity, history, folder, *callbacks]}
+    trainer = Trainer(**options, default_root_dir=folder.path)
+    return Run(built.task, built.data, built.sparsity, history, trainer, folder, resume, finished)
+
+
+def _folder(config: Namespace) -> Path:
+    """``--run_dir``, or else ``runs/<name>/seed<seed>``."""
+    if config.run_dir is not None:
+        return Path(config.run_dir)
+    recipes = [Path(str(path)).stem for path in config.config or () if path is not None]
+    name = config.name or "-".join(recipes)
+    if not name:
+        raise ValueError("no recipe and no name: give --config RECIPE, or --name or --run_dir")
+    return Path("runs") / name / f"seed{config.seed}"
+
+
+def _checkpoint(config: Namespace, folder: RunFolder) -> Path | None:
+    if config.ckpt_path is None:
+        return folder.resume()
+    path = folder.last if config.ckpt_path == "last" else Path(config.ckpt_path)
+    if not path.exists():
+        raise ValueError(f"--ckpt_path {config.ckpt_path}: there is no {path}")
+    return path
