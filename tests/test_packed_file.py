@@ -98,6 +98,7 @@ def plain_tensors():
         "transposed": base.T,
         "strided": base[::2, 1::3],
         "rows": base[1:3],
+        "more rows": base[3:5],
         "reshaped": base.view(48),
         "as_ints": base.view(torch.int32),
         "expanded": torch.ones(1).expand(5),

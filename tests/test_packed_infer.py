@@ -64,6 +64,11 @@ def test_a_weight_of_zeros_keeps_one_of_the_largest_group():
     assert infer(torch.zeros(64, 64)) == Pattern(1, 64)
 
 
+def test_of_equal_sizes_the_smaller_m_and_the_input_axis_are_taken():
+    assert infer(torch.zeros(3, 5)) == Pattern(1, 5)  # 1:6, 1:7 and 1:8 take three bits as well
+    assert infer(torch.zeros(1, 64, 2)) == Pattern(1, 64)  # two groups on either axis
+
+
 @settings(deadline=None)
 @given(st.data(), st.integers(1, 6), st.integers(1, 70), st.sampled_from([1, 3]))
 def test_what_is_found_holds_and_is_the_smallest(data, out, inputs, kernel):
