@@ -14,40 +14,40 @@ NMS_INLINE void order(V& first, V& second) {
   first = high;
 }
 
-template <int First, int Step, int Distance, int... I, class V>
+template <int Step, int Distance, int... I, class V>
 NMS_INLINE void order_all(V* x, std::integer_sequence<int, I...>) {
-  (order(x[First + I * Step], x[First + I * Step + Distance]), ...);
+  (order(x[I * Step], x[I * Step + Distance]), ...);
 }
 
 // Batcher's odd-even merge of two sorted halves (Batcher 1968), larger keys first.
-template <int First, int Count, int Step, class V>
+template <int Count, int Step, class V>
 NMS_INLINE void merge_halves(V* x) {
   if constexpr (2 * Step < Count) {
-    merge_halves<First, Count, 2 * Step>(x);
-    merge_halves<First + Step, Count, 2 * Step>(x);
+    merge_halves<Count, 2 * Step>(x);
+    merge_halves<Count, 2 * Step>(x + Step);
     constexpr int pairs = (Count / Step - 2) / 2;
-    order_all<First + Step, 2 * Step, Step>(x, std::make_integer_sequence<int, pairs>{});
+    order_all<2 * Step, Step>(x + Step, std::make_integer_sequence<int, pairs>{});
   } else {
-    order(x[First], x[First + Step]);
+    order(x[0], x[Step]);
   }
 }
 
-template <int First, int Count, class V>
+template <int Count, class V>
 NMS_INLINE void sort(V* x) {
   if constexpr (Count > 1) {
-    sort<First, Count / 2>(x);
-    sort<First + Count / 2, Count / 2>(x);
-    merge_halves<First, Count, 1>(x);
+    sort<Count / 2>(x);
+    sort<Count / 2>(x + Count / 2);
+    merge_halves<Count, 1>(x);
   }
 }
 
 // Sort what first rises and then falls, or the other way round.
-template <int First, int Count, class V>
+template <int Count, class V>
 NMS_INLINE void sort_bitonic(V* x) {
   if constexpr (Count > 1) {
-    order_all<First, 1, Count / 2>(x, std::make_integer_sequence<int, Count / 2>{});
-    sort_bitonic<First, Count / 2>(x);
-    sort_bitonic<First + Count / 2, Count / 2>(x);
+    order_all<1, Count / 2>(x, std::make_integer_sequence<int, Count / 2>{});
+    sort_bitonic<Count / 2>(x);
+    sort_bitonic<Count / 2>(x + Count / 2);
   }
 }
 
@@ -71,9 +71,9 @@ NMS_INLINE V kth_largest(int rows, int k, At at) {
     for (int i = 0; i < Width; ++i) {
       more[i] = row + i < rows ? at(row + i) : fill<V>(lowest<T>);
     }
-    sort<0, Width>(more);
+    sort<Width>(more);
     keep_larger<Width>(top, more, std::make_integer_sequence<int, Width>{});
-    sort_bitonic<0, Width>(top);
+    sort_bitonic<Width>(top);
   }
   return top[Width - 1];
 }

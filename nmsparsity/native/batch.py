@@ -144,7 +144,9 @@ def _describe(row: WeightStruct, entry: NativeWeight) -> None:
         raise ValueError(
             f"weight {facts(weight)}, pattern {entry.n}:{entry.m}: the native kernel cannot take it"
         )
-    if dense.dtype != weight.dtype or not same_memory(dense, weight) or dense is weight:
+    if dense.data_ptr() == weight.data_ptr() and weight.numel():
+        raise ValueError(f"weight {facts(weight)} and its dense weight are the same memory")
+    if dense.dtype != weight.dtype or not same_memory(dense, weight):
         raise ValueError(f"weight {facts(weight)} and its dense weight {facts(dense)} differ")
     if mask is not None and (mask.dtype != torch.bool or not same_memory(mask, weight)):
         raise ValueError(f"weight {facts(weight)} and its mask {facts(mask)} differ")

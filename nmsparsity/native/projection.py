@@ -47,8 +47,8 @@ def project(
     others = [tensor for tensor in (sparse, dense) if tensor is not None]
     for tensor in (source, *others, *([] if mask is None else [mask])):
         _check_rows(tensor, source, torch.bool if tensor is mask else source.dtype)
-    if not supports(source, m):
-        raise ValueError(f"weight {facts(source)}, m={m}: the native kernel cannot take it")
+    if not supports(source, m) or not 1 <= n <= m:
+        raise ValueError(f"weight {facts(source)}, n={n}, m={m}: the native kernel cannot take it")
     weight = WeightStruct(
         source=source.data_ptr(),
         sparse=sparse.data_ptr(),
