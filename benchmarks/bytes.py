@@ -28,7 +28,7 @@ from machine import machine
 from torch import Tensor, nn
 
 import nmsparsity as nm
-from nmsparsity.prune import prune
+from nmsparsity.pruning import prune
 from nmsparsity.sites import sites
 
 RESULT = Path(__file__).parent / "results" / "bytes.md"

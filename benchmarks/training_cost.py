@@ -172,10 +172,11 @@ def main() -> None:
             f"{t['difference']:.1e} |"
         )
         print(lines[-1], flush=True)
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     lines += [
         "",
         *machine(),
-        f"Command: `python benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`, {datetime.date.today()}.",
+        f"Command: `python benchmarks/{command}`, {datetime.date.today()}.",
     ]
     RESULT.write_text("\n".join(lines) + "\n")
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from nmsparsity.methods import Method, method
     from nmsparsity.packed import PackedWeight, load, save
     from nmsparsity.pattern import Pattern
-    from nmsparsity.prune import prune
+    from nmsparsity.pruning import prune
     from nmsparsity.report import Report, verify
     from nmsparsity.sparsifier import Sparsifier, sparsify
     from nmsparsity.telemetry import Telemetry
@@ -44,7 +44,7 @@ _HOME = {
     "Telemetry": "telemetry",
     "load": "packed",
     "method": "methods",
-    "prune": "prune",
+    "prune": "pruning",
     "save": "packed",
     "sparsify": "sparsifier",
     "verify": "report",

@@ -1,6 +1,6 @@
 """How the excerpt beside this file was taken from the full Fashion-MNIST.
 
-    python data/fashion_mnist/excerpt.py FOLDER_OF_THE_FULL_SET
+python data/fashion_mnist/excerpt.py FOLDER_OF_THE_FULL_SET
 """
 
 import sys

@@ -6,12 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from jsonargparse import (
-    ActionConfigFile,  # type: ignore[attr-defined]
-    ArgumentParser,
-    DefaultHelpFormatter,
-    Namespace,
-)
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from lightning.pytorch import Trainer
 
 from nmsparsity.integrations.lightning import SparsityCallback
@@ -56,7 +51,7 @@ PLACES = {"config", "name", "run_dir", "ckpt_path", "file"}
 def train_parser() -> ArgumentParser:
     """Everything a training can be told."""
     parser = _parser("train", "nmsparsity train --config RECIPE [--FIELD VALUE ...]", TRAIN)
-    parser.add_argument("--config", action=ActionConfigFile, help="a recipe; several are overlaid")
+    parser.add_argument("--config", action="config", help="a recipe; several are overlaid")
     parser.add_argument("--name", type=str | None, help="of the run; default: the recipes'")
     parser.add_argument("--run_dir", type=str | None, help="default: runs/<name>/seed<seed>")
     parser.add_argument(

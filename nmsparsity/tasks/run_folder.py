@@ -87,8 +87,6 @@ class RunFolder(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Write ``last.ckpt``, and ``best.ckpt`` if this epoch is the best so far."""
-        if trainer.fast_dev_run:
-            return
         score = float(trainer.callback_metrics.get(self.monitor, float("-inf")))
         better = score > self._best
         self._best = max(score, self._best)

@@ -39,6 +39,7 @@ class Run:
         folder: where it is written.
         resume: the checkpoint it goes on from, if any.
         finished: the result, if this very training was finished before.
+        trying: for a step or two (``fast_dev_run``), and nothing is written.
     """
 
     task: ClassificationTask
@@ -49,6 +50,7 @@ class Run:
     folder: RunFolder
     resume: Path | None
     finished: dict[str, Any] | None
+    trying: bool
 
     def fit(self) -> dict[str, Any] | None:
         """Train to the end; the result, which is also written as ``result.json``.
@@ -58,7 +60,7 @@ class Run:
         """
         if self.finished is not None:
             return self.finished
-        if not self.trainer.fast_dev_run:
+        if not self.trying:
             self.folder.write_config()
         resume = None if self.resume is None else str(self.resume)
         try:
@@ -68,7 +70,7 @@ class Run:
         if self.trainer.interrupted:
             return None
         result = self.result()
-        if not self.trainer.fast_dev_run:
+        if not self.trying:
             self.folder.write_result(result)
         return result
 
@@ -110,9 +112,12 @@ def prepare(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> Run
     built = parser.instantiate_classes(config)
     trying = bool(config.trainer.fast_dev_run)
     history = History(None if trying else folder.path / "history.csv")
-    options = {**vars(built.trainer), "callbacks": [built.sparsity, history, folder, *callbacks]}
+    ours = [built.sparsity, history, *([] if trying else [folder]), *callbacks]
+    options = {**vars(built.trainer), "callbacks": ours}
     trainer = Trainer(**options, default_root_dir=folder.path)
-    return Run(built.task, built.data, built.sparsity, history, trainer, folder, resume, finished)
+    return Run(
+        built.task, built.data, built.sparsity, history, trainer, folder, resume, finished, trying
+    )
 
 
 def _folder(config: Namespace) -> Path:

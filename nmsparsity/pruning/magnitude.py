@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from nmsparsity.prune.criterion import Criterion, criterion
+from nmsparsity.pruning.criterion import Criterion, criterion
 
 
 @criterion("magnitude")

@@ -8,7 +8,7 @@ from torch import nn
 from nmsparsity import masks
 from nmsparsity.pattern import Axis
 from nmsparsity.promises import declare
-from nmsparsity.prune.criterion import criteria
+from nmsparsity.pruning.criterion import criteria
 from nmsparsity.report import Report, describe
 from nmsparsity.shards import check_shards, local_shard
 from nmsparsity.targets import Patterns, Remainder, Rules, select
