@@ -15,6 +15,9 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	$(RUN)python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,timm,dev]"
 	@touch $@
 
+demo: $(STAMP)  ## train a dense and a 2:4 network on real images; a table and a plot
+	$(RUN)python examples/demo.py
+
 test: $(STAMP)  ## lint, types, and the whole test suite
 	$(RUN)ruff check .
 	$(RUN)ruff format --check .
