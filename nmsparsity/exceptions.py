@@ -38,9 +38,11 @@ def _first_convolution(found: list[Site]) -> dict[str, str]:
 
 
 def _classifier(model: nn.Module, found: list[Site]) -> dict[str, str]:
-    """The last linear layer, unless it belongs to a stack of equal blocks."""
+    """The last layer when it is linear, unless it belongs to a stack of equal blocks."""
     linear = [site for site in found if isinstance(site.module, nn.Linear)]
-    if len(found) < 2 or not linear or _in_stack(unwrap(model), linear[-1].module_name):
+    if len(found) < 2 or not linear or linear[-1] is not found[-1]:
+        return {}
+    if _in_stack(unwrap(model), linear[-1].module_name):
         return {}
     return {linear[-1].name: "the final classifier"}
 
@@ -51,7 +53,7 @@ def _in_stack(model: nn.Module, name: str) -> bool:
     parent = model
     for part in path:
         child = getattr(parent, part)
-        alike = sum(type(sibling) is type(child) for sibling in parent.children())
+        alike = sum(type(unwrap(s)) is type(unwrap(child)) for s in parent.children())
         if isinstance(parent, (nn.ModuleList, nn.Sequential)) and alike > 1:
             return True
         parent = child

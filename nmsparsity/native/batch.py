@@ -46,6 +46,7 @@ class Batch:
             shape, dtype or strides; from the methods too, when the tensors have changed.
 
     >>> weight = torch.tensor([[3., 1., 2., 5.]])
+    >>> from nmsparsity.native import available
     >>> if available():
     ...     batch = Batch([NativeWeight(weight, weight.clone(), (1, 4, 1), n=2, m=4)])
     ...     assert batch.project() == ([2], [])

@@ -41,6 +41,7 @@ def project(
         ValueError: when `supports` says no, or shapes and dtypes differ.
 
     >>> weight = torch.tensor([[3., 1., 2., 5.]]).view(1, 4, 1)
+    >>> from nmsparsity.native import available
     >>> if available():
     ...     _ = project(weight, weight, n=2, m=4)
     """
