@@ -143,9 +143,9 @@ def test_tied_weights_are_dense_under_both_names() -> None:
 
 def test_one_module_used_twice_is_not_tied() -> None:
     shared = nn.Linear(8, 8)
-    assert reasons(nn.Sequential(shared, nn.ReLU(), shared, nn.Conv2d(8, 8, 1))) == {
-        "0.weight": "the final classifier"
-    } or "tied" not in str(reasons(nn.Sequential(shared, shared)))
+    assert reasons(nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(8, 2))) == {
+        "3.weight": "the final classifier"
+    }
 
 
 def test_a_tied_head_is_called_tied() -> None:
@@ -156,6 +156,7 @@ def test_a_tied_head_is_called_tied() -> None:
 
 
 @pytest.mark.xfail(strict=True, reason="ties are found by parameter, not by memory")
+@pytest.mark.xfail(strict=True, reason="_tied compares parameters, not their memory")
 def test_weights_that_share_memory_without_being_one_parameter_are_tied() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Conv2d(8, 8, 1))
     model[1].weight = nn.Parameter(model[0].weight.data.t())
