@@ -32,11 +32,16 @@ def same_memory(tensor: Tensor, other: Tensor) -> bool:
     """Whether element after element lies in the same order, on the CPU."""
     return (
         tensor.layout == torch.strided
-        and tensor.device.type == "cpu"
+        and tensor.is_cpu
         and tensor.shape == other.shape
-        and all(
-            mine == its or size == 1
-            for mine, its, size in zip(tensor.stride(), other.stride(), other.shape, strict=True)
+        and (
+            tensor.stride() == other.stride()
+            or all(
+                mine == its or size == 1
+                for mine, its, size in zip(
+                    tensor.stride(), other.stride(), other.shape, strict=True
+                )
+            )
         )
     )
 
