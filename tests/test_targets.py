@@ -239,16 +239,18 @@ def test_both_names_of_a_shared_module_are_known() -> None:
 # Errors.
 
 
-@pytest.mark.parametrize("place", ["include", "exclude", "pattern"])
-def test_a_rule_that_matches_nothing_names_the_near(place: str) -> None:
-    options = {"include": "layer11", "exclude": "layer11"}
-    with pytest.raises(
-        ValueError, match=r"rule 'layer11' matches no layer; did you mean '.*layer1"
-    ):
-        if place == "pattern":
-            select(net(), {"layer11": "2:4"})
-        else:
-            select(net(), "2:4", **{place: options[place]})
+@pytest.mark.parametrize(
+    ("pattern", "rules"),
+    [
+        ({"layer11": "2:4"}, {}),
+        ("2:4", {"include": "layer11"}),
+        ("2:4", {"exclude": ["layer1", "layer11"]}),
+    ],
+)
+def test_a_rule_that_matches_nothing_names_the_near(pattern, rules) -> None:
+    said = r"rule 'layer11' matches no layer; did you mean '.*layer1"
+    with pytest.raises(ValueError, match=said):
+        select(net(), pattern, **rules)
 
 
 def test_a_rule_like_nothing_shows_what_there_is() -> None:
