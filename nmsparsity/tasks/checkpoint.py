@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -63,13 +64,16 @@ class Checkpoint:
 
 
 def _safetensors(path: Path) -> Checkpoint:
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
-    with safe_open(path, framework="pt") as file:
-        ours = "nmsparsity" in (file.metadata() or {})
-    if not ours:
-        return Checkpoint(path, load_file(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            ours = "nmsparsity" in (file.metadata() or {})
+        if not ours:
+            return Checkpoint(path, load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: no safetensors file, or a damaged one ({error})") from None
     contents = read(path)
     dense = {name: weight.unpack() for name, weight in contents.packed.items()}
     patterns = {name: weight.pattern for name, weight in contents.packed.items()}
@@ -84,7 +88,7 @@ def _safetensors(path: Path) -> Checkpoint:
 
 
 def _torch(path: Path) -> Checkpoint:
-    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    content = _unpickle(path)
     if isinstance(content, Tensor) or not isinstance(content, Mapping):
         raise ValueError(f"{path}: want a state_dict or a checkpoint with one, got {type(content)}")
     sections = (content[key] for key in _SECTIONS if isinstance(content.get(key), Mapping))
@@ -100,6 +104,18 @@ def _torch(path: Path) -> Checkpoint:
         patterns=dict(_patterns(content.get("callbacks", {}))),
         config=yaml.safe_load(content["config"]),
     )
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path}: it holds other things than tensors, which are not loaded since they could "
+            f"run code; save the model's state_dict() ({str(error).splitlines()[0]})"
+        ) from None
+    except (RuntimeError, KeyError, EOFError, IndexError) as error:
+        raise ValueError(f"{path}: no checkpoint that torch can read ({error!r})") from None
 
 
 def _patterns(callbacks: Mapping[str, Any]) -> list[tuple[str, Pattern]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nmsparsity.tasks.batches import Batches, draw_seed
+from nmsparsity.tasks.batches import Batches, draw_seed, generator
 
 
 class Photos(Dataset[tuple[Tensor, int]]):
@@ -73,5 +73,7 @@ class WorkerLoader(Batches):
             photos,
             batch_sampler=[index.tolist() for index in plan],
             num_workers=self.workers,
+            # Unused by our transforms; without one it would draw from the global generator.
+            generator=generator(self.seed, self.epoch),
             pin_memory=torch.cuda.is_available(),
         )

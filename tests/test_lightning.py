@@ -1,0 +1,151 @@
+"""SparsityCallback trains what a plain loop trains, and says what it does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+import nmsparsity as nm
+from nmsparsity.integrations.lightning import SparsityCallback
+from tests.images import lightning_warnings
+
+pytestmark = lightning_warnings
+
+
+def data(batches: int = 6) -> DataLoader:
+    draws = torch.Generator().manual_seed(1)
+    x = torch.randn(batches * 8, 16, generator=draws)
+    y = torch.randint(0, 4, (batches * 8,), generator=draws)
+    return DataLoader(TensorDataset(x, y), batch_size=8)
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.Linear(16, 4))
+
+
+class Module(LightningModule):
+    def __init__(self, optimizers: int = 1) -> None:
+        super().__init__()
+        self.net, self.optimizers_wanted = net(), optimizers
+        self.automatic_optimization = optimizers == 1
+
+    def training_step(self, batch, index):
+        x, y = batch
+        return functional.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self):
+        made = [
+            torch.optim.AdamW(self.net.parameters(), 1e-2) for _ in range(self.optimizers_wanted)
+        ]
+        return made if len(made) > 1 else made[0]
+
+
+def trainer(folder: Path, *callbacks, epochs: int = 2, **options) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"enable_checkpointing": False, **options},
+    )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_equal_to_a_plain_loop(accumulate: int, clip: float | None, tmp_path: Path) -> None:
+    plain = net()
+    optimizer = torch.optim.AdamW(plain.parameters(), 1e-2)
+    nm.sparsify(plain, optimizer, "1:4", decay=1e-2)
+    for _ in range(2):
+        for index, (x, y) in enumerate(data()):
+            (functional.cross_entropy(plain(x), y) / accumulate).backward()
+            if (index + 1) % accumulate == 0:
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(plain.parameters(), clip)
+                optimizer.step()
+                optimizer.zero_grad()
+
+    module = Module()
+    callback = SparsityCallback("1:4", method_options={"decay": 1e-2}, print_report=False)
+    options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip}
+    trainer(tmp_path, callback, **options).fit(module, data())
+    for name, value in plain.state_dict().items():
+        assert torch.equal(module.net.state_dict()[name], value), name
+    assert nm.verify(module, {"net.0": "1:4", "net.2": "1:4"}).ok
+
+
+def test_resumes_bit_by_bit_from_the_middle(tmp_path: Path) -> None:
+    whole, parts = Module(), Module()
+    callback = SparsityCallback("2:4", print_report=False)
+    trainer(tmp_path, callback, epochs=4).fit(whole, data())
+    first = trainer(tmp_path, SparsityCallback("2:4", print_report=False), epochs=2)
+    first.fit(parts, data())
+    first.save_checkpoint(tmp_path / "half.ckpt")
+
+    resumed, again = Module(), SparsityCallback("2:4", print_report=False)
+    with torch.no_grad():
+        resumed.net[0].weight.fill_(9.0)
+    trainer(tmp_path, again, epochs=4).fit(resumed, data(), ckpt_path=tmp_path / "half.ckpt")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    assert again.history == callback.history
+    assert [entry["epoch"] for entry in again.history] == [1, 2, 3, 4]
+
+
+def test_the_checkpoint_names_the_patterns(tmp_path: Path) -> None:
+    callback = SparsityCallback({"*.0": "2:4", "*.2": "1:8"}, print_report=False)
+    run = trainer(tmp_path, callback, epochs=1)
+    run.fit(Module(), data())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    states = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+    assert states["SparsityCallback"]["patterns"] == {
+        "net.0.weight": ["2:4", "input"],
+        "net.2.weight": ["1:8", "input"],
+    }
+
+
+def test_it_says_what_is_sparse_and_logs_sad(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback = SparsityCallback("2:4", "ste", exclude=["net.2"], telemetry_every=2)
+    run = trainer(tmp_path, callback, epochs=4)
+    run.fit(Module(), data())
+    said = capsys.readouterr().out
+    assert "net.0.weight" in said
+    assert "excluded by rule" in said
+    assert [entry["epoch"] for entry in callback.history] == [2, 4]
+    assert callback.history[0]["sad"] > 0
+    assert callback.history[0]["density"] == 0.5
+    assert run.callback_metrics["sparsity/sad"] == callback.history[1]["sad"]
+
+
+def test_dense_changes_nothing(tmp_path: Path) -> None:
+    with_it, without = Module(), Module()
+    trainer(tmp_path, SparsityCallback(method="dense", print_report=False)).fit(with_it, data())
+    trainer(tmp_path).fit(without, data())
+    for name, value in without.state_dict().items():
+        assert torch.equal(with_it.state_dict()[name], value), name
+
+
+def test_weights_that_are_not_sparse_at_the_end_are_an_error(tmp_path: Path) -> None:
+    class Vandal(SparsityCallback):
+        def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+            nn.init.ones_(module.net[0].weight)
+
+    with pytest.raises(RuntimeError, match=r"after training, .* net\.0\.weight|do NOT hold"):
+        trainer(tmp_path, Vandal("2:4", print_report=False)).fit(Module(), data())
+
+
+def test_one_optimizer(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"want one optimizer, Module has 2; call nmsparsity"):
+        trainer(tmp_path, SparsityCallback("2:4")).fit(Module(optimizers=2), data())
