@@ -71,7 +71,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     images, labels = pictures(3, 8, 3)
     folder = write_parquet(tmp_path / "set", "train", images, labels, "thumb")
     write_parquet(folder, "test", images, labels, "thumb")
-    with pytest.raises(ValueError, match="name them with --data.image_column"):
+    with pytest.raises(ValueError, match=r"name them with --data\.image_column"):
         read_small_images("set", tmp_path)
     training, _ = read_small_images("set", tmp_path, image_column="thumb", label_column="label")
     assert torch.equal(training.images, images)
@@ -92,7 +92,7 @@ def test_folders_of_photos(tmp_path: Path) -> None:
     write_folders(tmp_path / "photos")
     data = ImageData("photos", str(tmp_path), image_size=32, batch_size=4, resize=40, workers=0)
     assert (data.classes, data.in_channels) == (3, 3)
-    images, labels = next(iter(data.train_dataloader()))
+    images, _ = next(iter(data.train_dataloader()))
     assert (images.shape, images.dtype) == ((4, 3, 32, 32), torch.float32)
     seen = torch.cat([labels for _, labels in data.val_dataloader()])
     assert torch.equal(seen.bincount(), torch.tensor([2, 2, 2]))

@@ -111,5 +111,5 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     """The resolved configuration as plain values, without where it came from and where it runs."""
-    plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False))
+    plain: dict[str, Any] = yaml.safe_load(parser.dump(config))
     return {key: value for key, value in plain.items() if key not in PLACES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
 
 from nmsparsity.tasks.accuracy import Accuracy
 from nmsparsity.tasks.checkpoint import Checkpoint
 from nmsparsity.tasks.models import classifier
-from nmsparsity.tasks.schedule import cosine
+from nmsparsity.tasks.schedule import warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,19 @@ class ClassificationTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer.build(self.model)
-        total = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
-        warmup = round(self.optimizer.warmup_epochs * total / epochs)
-        scheduler = cosine(optimizer, total, warmup)
+        scheduler = LambdaLR(optimizer, self._share_of_lr)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _share_of_lr(self, step: int) -> float:
+        """The share of the peak learning rate at an optimizer step."""
+        trainer = self.trainer
+        if trainer.num_training_batches == float("inf"):
+            # Not known before the first step. `estimated_stepping_batches` would open the data now,
+            # and Lightning then does not restore how far an interrupted epoch had come.
+            return 0.0 if self.optimizer.warmup_epochs else 1.0
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        total = trainer.max_steps if trainer.max_steps > 0 else steps * (trainer.max_epochs or 1)
+        return warmup_cosine(step, total, round(self.optimizer.warmup_epochs * steps))

@@ -29,7 +29,7 @@ def evaluate(arguments: Sequence[str]) -> dict[str, float]:
         )
     known = {part: checkpoint.config[part] for part in ("seed", "task", "data")}
     parser = evaluate_parser(known)
-    built = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    built = parser.instantiate(parser.parse_args(list(arguments)))
     checkpoint.load_into(built.task.model)
     trainer = Trainer(**vars(built.trainer))
     trainer.validate(built.task, datamodule=built.data, verbose=False)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-
 
 def warmup_cosine(step: int, total: int, warmup: int) -> float:
     """The share of the peak learning rate at ``step`` of ``total`` optimizer steps.
@@ -21,8 +18,3 @@ def warmup_cosine(step: int, total: int, warmup: int) -> float:
         return step / warmup
     share = (step - warmup) / max(1, total - warmup)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-
-
-def cosine(optimizer: Optimizer, total: int, warmup: int = 0) -> LambdaLR:
-    """A scheduler, stepped once per optimizer step, that follows `warmup_cosine`."""
-    return LambdaLR(optimizer, lambda step: warmup_cosine(step, total, warmup))

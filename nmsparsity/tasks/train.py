@@ -109,7 +109,7 @@ def prepare(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> Run
     resume = _checkpoint(config, folder)
     finished = folder.result() if config.ckpt_path is None else None
     seed_everything(config.seed, workers=True, verbose=False)
-    built = parser.instantiate_classes(config)
+    built = parser.instantiate(config)
     trying = bool(config.trainer.fast_dev_run)
     history = History(None if trying else folder.path / "history.csv")
     ours = [built.sparsity, history, *([] if trying else [folder]), *callbacks]
