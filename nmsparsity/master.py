@@ -32,6 +32,7 @@ class MasterWeight:
         check_shards(self.name, self.parameter, self.layout, self.pattern)
         self.dense = self.local.clone(memory_format=torch.preserve_format)
         self.mask: Tensor | None = None
+        self._shown: Tensor | None = None
         self.released = False
         self.adopted = False
         self._finite: Tensor | None = None
@@ -55,6 +56,9 @@ class MasterWeight:
         mask = self.new_mask()
         if self.method.keeps_mask:
             self.mask = mask
+        if type(self.method).score is not Method.score:
+            # It may draw lots: the mask in the model cannot be asked for again.
+            self._shown = mask
         self.local.copy_(self.method.effective(self.dense, mask))
         self.seal()
 
@@ -66,7 +70,8 @@ class MasterWeight:
 
     def current_mask(self) -> Tensor:
         """The mask E of the sparse weight in the model."""
-        return self.new_mask() if self.mask is None else self.mask
+        known = self._shown if self.mask is None else self.mask
+        return self.new_mask() if known is None else known
 
     def check_finite(self, score: Tensor) -> None:
         """Refuse NaN and infinity, naming the layer."""
@@ -104,7 +109,8 @@ class MasterWeight:
         if grad is None:
             return 0.0
         self.method.before_step(Weight(self.dense, self.local, grad, self.mask), step)
-        return self.method.gradient_decay(step)
+        decay = self.method.gradient_decay(step)
+        return -decay if step.maximize else decay
 
     def expose(self) -> None:
         """Put the dense weight in the parameter."""
@@ -147,7 +153,7 @@ class MasterWeight:
     def adopt(self) -> None:
         """Take what was written into the parameter as the new dense weight, as it stands."""
         self.dense.copy_(self.local)
-        self.mask = None
+        self.mask = self._shown = None
         if self.method.keeps_mask:
             self.mask = self.new_mask()
         self.seal()
@@ -166,9 +172,19 @@ class MasterWeight:
             state["mask"] = like_parameter(self.mask, self.parameter)
         return state
 
+    def check_state(self, state: dict[str, Any]) -> None:
+        """Refuse a state of another shape, naming the layer."""
+        given = tuple(local_shard(state["dense_weight"]).shape)
+        if given != tuple(self.dense.shape):
+            raise ValueError(
+                f"layer {self.name!r} {list(self.dense.shape)}: its dense weight in the state is "
+                f"{list(given)}; the state is of another model"
+            )
+
     def load(self, state: dict[str, Any]) -> None:
         """Restore `state`; the parameter holds the sparse weight that follows from it."""
         self.dense.copy_(local_shard(state["dense_weight"]))
-        if "mask" in state:
+        self.mask = None
+        if self.method.keeps_mask and "mask" in state:
             self.mask = local_shard(state["mask"]).to(self.dense.device, torch.bool)
         self.project()

@@ -106,10 +106,10 @@ class Masters:
             self._batch = native.Batch(weights)
 
     def _seal(self, kept: list[int], bad: list[int]) -> None:
-        for index in bad:
-            self._fast[index].check_finite(self._fast[index].dense)
         for master, count in zip(self._fast, kept, strict=True):
             master.seal(count)
+        for index in bad:
+            self._fast[index].check_finite(self._fast[index].dense)
 
 
 def _is_plain(method: Method) -> bool:

@@ -12,6 +12,7 @@ from nmsparsity.master import MasterWeight
 
 _STEP = "sparsity_step"
 _PREFIX = "sparsity_"
+_TAKEN = "sparsity"
 
 
 class OptimizerState:
@@ -41,27 +42,52 @@ class OptimizerState:
     def take(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         """A state_dict without our entries, which are kept for `restore`."""
         rest, groups = dict(state["state"]), [dict(group) for group in state["param_groups"]]
-        self._found, self._steps = {}, None
+        # Another sparsifier on the same optimizer may have stood here before us.
+        found, steps = state.get(_TAKEN, ({}, None))
         for key, parameter in _keyed(optimizer, groups):
-            entry = rest.get(key, {})
-            ours = {name for name in entry if str(name).startswith(_PREFIX)}
+            ours = _ours(rest.get(key, {}))
             if ours:
-                self._found[id(parameter)] = {n.removeprefix(_PREFIX): entry[n] for n in ours}
-                rest[key] = {name: value for name, value in entry.items() if name not in ours}
+                found = {**found, id(parameter): ours}
+                rest[key] = {n: v for n, v in rest[key].items() if not _is_ours(n)}
                 if not rest[key]:
                     del rest[key]
         for group in groups:
-            self._steps = group.pop(_STEP, self._steps)
-        return {**state, "state": rest, "param_groups": groups}
+            steps = group.pop(_STEP, steps)
+        self._found, self._steps = found, steps
+        return {**state, "state": rest, "param_groups": groups, _TAKEN: (found, steps)}
+
+    def take_loaded(self, optimizer: Optimizer) -> bool:
+        """Our entries out of an optimizer whose state was loaded before we were there."""
+        self._found, self._steps = {}, None
+        for group in optimizer.param_groups:
+            self._steps = group.get(_STEP, self._steps)
+            for parameter in group["params"]:
+                entry = optimizer.state.get(parameter, {})
+                ours = _ours(entry) if id(parameter) in self._masters else {}
+                if ours:
+                    self._found[id(parameter)] = ours
+                    for name in filter(_is_ours, list(entry)):
+                        del entry[name]
+        return bool(self._found)
 
     @torch.no_grad()
     def restore(self) -> int | None:
         """Give the masters what `take` found; the number of steps done, where it was there."""
-        for key, state in self._found.items():
-            if key in self._masters:
-                self._masters[key].load(state)
+        found = {key: state for key, state in self._found.items() if key in self._masters}
+        for key, state in found.items():
+            self._masters[key].check_state(state)
+        for key, state in found.items():
+            self._masters[key].load(state)
         self._found = {}
         return None if self._steps is None else int(self._steps)
+
+
+def _is_ours(name: object) -> bool:
+    return str(name).startswith(_PREFIX)
+
+
+def _ours(entry: dict[Any, Any]) -> dict[str, Any]:
+    return {n.removeprefix(_PREFIX): value for n, value in entry.items() if _is_ours(n)}
 
 
 def _keyed(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Iterator[tuple[Any, Any]]:

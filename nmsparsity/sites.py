@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from nmsparsity.layout import Layout
 
 _WRAPPERS = (DistributedDataParallel, DataParallel, AveragedModel)
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -60,8 +61,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def canonical(name: str) -> str:
-    """A name without the prefix that ``torch.compile`` of a submodule puts into it."""
-    return name.replace("_orig_mod.", "")
+    """A name without what wrappers of submodules (``torch.compile``, checkpointing) put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
 
 
 def sites(model: nn.Module) -> list[Site]:
@@ -90,6 +91,7 @@ def _scan(model: nn.Module) -> Iterator[Site | Unfit]:
         for attribute, parameter in module._parameters.items():
             if attribute not in places and parameter is not None and _is_matrix(parameter):
                 name = _join(canonical(module_name), attribute)
+                _refuse_lazy(name, parameter)
                 yield Unfit(name, tuple(parameter.shape), _why_unfit(module))
 
 
@@ -97,8 +99,7 @@ def _look(
     module_name: str, module: nn.Module, attribute: str, layout: Layout
 ) -> Iterator[Site | Unfit]:
     name, parameter = _join(module_name, attribute), module._parameters.get(attribute)
-    if isinstance(parameter, UninitializedParameter):
-        raise ValueError(f"layer {name!r} has no shape yet: run the model once, then call again")
+    _refuse_lazy(name, parameter)
     if parameter is None:
         held = getattr(module, attribute, None)
         if isinstance(held, torch.Tensor):
@@ -106,8 +107,15 @@ def _look(
             yield Unfit(name, tuple(held.shape), reason)
     elif not parameter.is_floating_point():
         yield Unfit(name, tuple(parameter.shape), f"its dtype {parameter.dtype} is not real")
+    elif parameter.dim() < 2:
+        yield Unfit(name, tuple(parameter.shape), "it is no matrix here: a flattened shard?")
     else:
         yield Site(name, module_name, module, attribute, layout)
+
+
+def _refuse_lazy(name: str, parameter: nn.Parameter | None) -> None:
+    if isinstance(parameter, UninitializedParameter):
+        raise ValueError(f"layer {name!r} has no shape yet: run the model once, then call again")
 
 
 def _places(module: nn.Module) -> dict[str, Layout]:

@@ -123,6 +123,9 @@ class Sparsifier:
             declare(master.parameter, master.pattern)
         self._watch = Watch(list(self._masters))
         self._state = OptimizerState(list(self._masters))
+        if self._state.take_loaded(optimizer):
+            # The checkpoint was loaded before sparsify.
+            self._load(optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -197,6 +200,8 @@ class Sparsifier:
                 f"the state is of another sparsifier: missing {sorted(mine - given)}, "
                 f"unexpected {sorted(given - mine)}"
             )
+        for master in self._masters:
+            master.check_state(state["weights"][master.name])
         for master in self._masters:
             master.load(state["weights"][master.name])
         self.steps = state["steps"]
@@ -287,7 +292,12 @@ class Sparsifier:
     def _step(self, master: MasterWeight) -> Step:
         group = self._optimizer.param_groups[self._group_of[master.name]]
         scale = getattr(self._optimizer, "grad_scale", None)
-        return Step(self.steps, group.get("lr", 0.0), 1.0 if scale is None else scale)
+        return Step(
+            self.steps,
+            group.get("lr", 0.0),
+            1.0 if scale is None else scale,
+            group.get("maximize", False),
+        )
 
     # What travels in the optimizer's state_dict.
 

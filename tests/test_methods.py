@@ -88,7 +88,6 @@ def test_the_gradient_form_goes_through_adam(layer: nn.Linear) -> None:
     assert_close(dense, W - 0.1 * torch.where(E, 1.0, W.sign()))
 
 
-@pytest.mark.xfail(strict=True, reason="the term has the wrong sign under maximize=True")
 def test_the_decay_of_a_maximized_objective_still_decays(layer: nn.Linear) -> None:
     optimizer = torch.optim.SGD(layer.parameters(), 0.1, maximize=True)
     sparsifier = nm.sparsify(layer, optimizer, "2:4", decay=0.5)
@@ -278,9 +277,6 @@ class Lottery(Method):
         return dense * mask
 
 
-@pytest.mark.xfail(
-    strict=True, reason="current_mask() scores anew: taken for an outside write, and adopted"
-)
 def test_a_method_by_chance_keeps_its_dense_weights(layer: nn.Linear) -> None:
     with torch.no_grad():
         layer.weight.fill_(1.0)
@@ -290,7 +286,6 @@ def test_a_method_by_chance_keeps_its_dense_weights(layer: nn.Linear) -> None:
     assert bool(sparsifier.state_dict()["weights"]["weight"]["dense_weight"].all())
 
 
-@pytest.mark.xfail(strict=True, reason="current_mask() scores anew")
 def test_telemetry_of_a_method_by_chance_counts_the_masks_in_the_model(layer: nn.Linear) -> None:
     optimizer = torch.optim.SGD(layer.parameters(), 0.1)
     torch.manual_seed(0)

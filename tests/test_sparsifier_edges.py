@@ -14,7 +14,6 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.testing import assert_close
 
 import nmsparsity as nm
-from nmsparsity import native
 
 
 def mlp(seed: int = 0) -> nn.Sequential:
@@ -47,11 +46,6 @@ def exact(one: object, other: object) -> None:
 # What goes wrong in one place stays there.
 
 
-@pytest.mark.xfail(
-    native.available(),
-    strict=True,
-    reason="Masters._seal raises before the others are sealed: they are taken back twice",
-)
 def test_nan_in_one_layer_leaves_the_dense_weights_of_the_others() -> None:
     model, optimizer, sparsifier = pair(lambda p: SGD(p, 0.0))
     before = dense(sparsifier)
@@ -116,7 +110,6 @@ def test_a_refused_second_sparsifier_is_left_without_trace() -> None:
 # Checkpoints in unusual orders.
 
 
-@pytest.mark.xfail(strict=True, reason="the loaded entries stay in optimizer.state, unused")
 def test_loading_a_checkpoint_before_sparsify() -> None:
     """The order of most scripts: build, load, wrap. The dense weights must not be lost unheard."""
     model, optimizer, sparsifier = pair()
@@ -130,7 +123,6 @@ def test_loading_a_checkpoint_before_sparsify() -> None:
     assert other.steps == 3
 
 
-@pytest.mark.xfail(strict=True, reason="the first take() strips the entries of the second")
 def test_two_sparsifiers_on_one_optimizer_resume() -> None:
     def build(seed: int):
         model = mlp(seed)
@@ -159,7 +151,6 @@ def test_a_checkpoint_from_before_the_first_step_fits_a_plain_adam() -> None:
     train(plain, plain_optimizer)
 
 
-@pytest.mark.xfail(strict=True, reason="MasterWeight.load keeps the mask of the new model")
 def test_a_fixed_mask_is_taken_of_the_weights_that_are_loaded() -> None:
     """From SR-STE to a fixed mask: the state has no mask, and that of the new model is no use."""
     model, optimizer, sparsifier = pair()
@@ -169,7 +160,6 @@ def test_a_fixed_mask_is_taken_of_the_weights_that_are_loaded() -> None:
     exact(other_model[0].weight, model[0].weight)
 
 
-@pytest.mark.xfail(strict=True, reason="MasterWeight.load keeps a mask that the method does not")
 def test_a_mask_that_is_loaded_does_not_freeze_telemetry() -> None:
     """From a fixed mask to SR-STE: masks move again."""
     *_, fixed = pair(method="fixed")
@@ -182,7 +172,6 @@ def test_a_mask_that_is_loaded_does_not_freeze_telemetry() -> None:
     assert sparsifier.telemetry().rows[0].sad == moved
 
 
-@pytest.mark.xfail(strict=True, reason="broadcast, or an error of copy_")
 @pytest.mark.parametrize("shape", [(4, 8), (1, 8), (8,), ()])
 def test_a_state_of_another_shape_names_the_layer(shape: tuple[int, ...]) -> None:
     model, _, sparsifier = pair()

@@ -24,11 +24,13 @@ class Step:
         lr: learning rate of the weight's parameter group.
         grad_scale: the factor the gradients still carry: 1, or the loss scale inside a fused
             optimizer under a ``GradScaler``.
+        maximize: whether the optimizer climbs: it takes the gradient with the other sign.
     """
 
     count: int
     lr: float
     grad_scale: float | Tensor = 1.0
+    maximize: bool = False
 
 
 class Method:
