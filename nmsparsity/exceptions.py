@@ -38,13 +38,20 @@ def _first_convolution(found: list[Site]) -> dict[str, str]:
 
 
 def _classifier(model: nn.Module, found: list[Site]) -> dict[str, str]:
-    """The last layer when it is linear, unless it belongs to a stack of equal blocks."""
-    linear = [site for site in found if isinstance(site.module, nn.Linear)]
-    if len(found) < 2 or not linear or linear[-1] is not found[-1]:
+    """The last layer if linear or a 1x1 convolution, but not in a stack of equal blocks."""
+    if len(found) < 2 or not _maps_channels(found[-1]):
         return {}
-    if _in_stack(unwrap(model), linear[-1].module_name):
+    if _in_stack(unwrap(model), found[-1].module_name):
         return {}
-    return {linear[-1].name: "the final classifier"}
+    return {found[-1].name: "the final classifier"}
+
+
+def _maps_channels(site: Site) -> bool:
+    """Whether it is linear, or a convolution that does the same at every pixel."""
+    one_by_one = site.layout.input_dim == 1 and set(site.shape[2:]) == {1}
+    return isinstance(site.module, nn.Linear) or (
+        one_by_one and getattr(site.module, "groups", 1) == 1
+    )
 
 
 def _in_stack(model: nn.Module, name: str) -> bool:
@@ -75,12 +82,20 @@ def _standardized(site: Site) -> str | None:
 
 def _tied(model: nn.Module, found: list[Site]) -> dict[str, str]:
     uses = Counter(
-        id(parameter)
+        _memory(parameter)
         for module in unwrap(model).modules()
         for parameter in module._parameters.values()
+        if parameter is not None
     )
     return {
         site.name: "a tied weight: other layers use the same parameter"
         for site in found
-        if uses[id(site.parameter)] > 1
+        if uses[_memory(site.parameter)] > 1
     }
+
+
+def _memory(parameter: nn.Parameter) -> tuple[str, int]:
+    """What two parameters have in common when they are one, or views of the same values."""
+    if type(parameter) is not nn.Parameter or parameter.is_meta or not parameter.numel():
+        return "parameter", id(parameter)
+    return "memory", parameter.data_ptr()

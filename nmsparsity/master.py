@@ -11,7 +11,13 @@ from nmsparsity import masks
 from nmsparsity.layout import Layout
 from nmsparsity.methods.base import Method, Step, Weight
 from nmsparsity.pattern import Pattern
-from nmsparsity.shards import check_shards, like_parameter, local_shard
+from nmsparsity.shards import (
+    check_memory,
+    check_shards,
+    like_parameter,
+    local_shard,
+    overlaps_itself,
+)
 from nmsparsity.targets import Target
 
 
@@ -29,6 +35,7 @@ class MasterWeight:
         self.pattern: Pattern = target.pattern
         self.layout: Layout = target.site.layout
         self.method = method
+        check_memory(self.name, self.parameter)
         check_shards(self.name, self.parameter, self.layout, self.pattern)
         self.dense = self.local.clone(memory_format=torch.preserve_format)
         self.mask: Tensor | None = None
@@ -108,6 +115,9 @@ class MasterWeight:
         grad = self.grad
         if grad is None:
             return 0.0
+        if overlaps_itself(grad):
+            # Of ``sum().backward()``, say: an optimizer reads it, we also write to it.
+            self.parameter.grad = grad = grad.clone(memory_format=torch.contiguous_format)
         self.method.before_step(Weight(self.dense, self.local, grad, self.mask), step)
         decay = self.method.gradient_decay(step)
         return -decay if step.maximize else decay
@@ -126,6 +136,11 @@ class MasterWeight:
     def follow(self) -> bool:
         """Go where the model has gone: another device, dtype or memory format."""
         local = self.local
+        if local.shape != self.dense.shape:
+            raise RuntimeError(
+                f"layer {self.name!r} {list(self.dense.shape)} has become {list(local.shape)}; "
+                "make the optimizer and call sparsify after changing shapes"
+            )
         if (
             local.dtype == self.dense.dtype
             and local.device == self.dense.device

@@ -58,6 +58,11 @@ class Masters:
         for master in self._all:
             master.expose()
 
+    def keep_written(self) -> None:
+        """Note what the parameters hold while they are exposed; they stay as they are."""
+        for master in self._all:
+            master.dense.copy_(master.local)
+
     def take_back(self, step_of: Callable[[MasterWeight], Step]) -> None:
         """The parameters hold the new dense weights, where released: take and project them."""
         for master in self._slow:

@@ -12,7 +12,8 @@ from nmsparsity.master import MasterWeight
 
 _STEP = "sparsity_step"
 _PREFIX = "sparsity_"
-_TAKEN = "sparsity"
+_TAKEN = "sparsity_taken"
+_WAITING = "sparsity_before_first_step"
 
 
 class OptimizerState:
@@ -31,13 +32,20 @@ class OptimizerState:
     def add(self, optimizer: Optimizer, state: dict[str, Any], steps: int) -> dict[str, Any]:
         """The optimizer's state_dict with our entries in it."""
         packed, groups = dict(state["state"]), [dict(group) for group in state["param_groups"]]
+        waiting: dict[Any, dict[str, Any]] = dict(state.get(_WAITING, {}))
+        keeps_nothing = steps > 0 and not state["state"]
         for key, parameter in _keyed(optimizer, groups):
             if id(parameter) in self._masters:
                 extra = self._masters[id(parameter)].state()
                 named = {f"{_PREFIX}{name}": value for name, value in extra.items()}
-                packed[key] = {**packed.get(key, {}), **named}
+                if key in packed or keeps_nothing:
+                    packed[key] = {**packed.get(key, {}), **named}
+                else:
+                    # A plain optimizer would take our entry alone for a sign that it has begun.
+                    waiting[key] = named
         groups[0][_STEP] = steps
-        return {**state, "state": packed, "param_groups": groups}
+        added = {**state, "state": packed, "param_groups": groups}
+        return {**added, _WAITING: waiting} if waiting else added
 
     def take(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         """A state_dict without our entries, which are kept for `restore`."""
@@ -45,9 +53,10 @@ class OptimizerState:
         # Another sparsifier on the same optimizer may have stood here before us.
         found, steps = state.get(_TAKEN, ({}, None))
         for key, parameter in _keyed(optimizer, groups):
-            ours = _ours(rest.get(key, {}))
+            ours = _ours(rest.get(key, {})) or _ours(state.get(_WAITING, {}).get(key, {}))
             if ours:
                 found = {**found, id(parameter): ours}
+            if key in rest:
                 rest[key] = {n: v for n, v in rest[key].items() if not _is_ours(n)}
                 if not rest[key]:
                     del rest[key]

@@ -23,6 +23,30 @@ def local_shard(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether elements of a tensor are one memory, as after ``expand``."""
+    strides = zip(tensor.stride(), tensor.shape, strict=True)
+    return any(stride == 0 and size > 1 for stride, size in strides)
+
+
+def check_memory(name: str, parameter: nn.Parameter) -> None:
+    """Refuse a weight that has no memory of its own.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    if parameter.is_meta:
+        raise ValueError(
+            f"layer {name!r} {list(parameter.shape)} is on the meta device, without values: call "
+            "model.to_empty(device='cpu') and load its weights first"
+        )
+    if overlaps_itself(local_shard(parameter)):
+        raise ValueError(
+            f"layer {name!r} {list(parameter.shape)}: several of its weights are one memory (an "
+            "expanded tensor); give it memory of its own by clone()"
+        )
+
+
 def like_parameter(local: Tensor, parameter: nn.Parameter) -> Tensor:
     """A local tensor as a DTensor placed like the parameter, or as it is."""
     data = parameter.detach()

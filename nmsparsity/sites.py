@@ -29,6 +29,7 @@ class Site:
     module: nn.Module
     attribute: str
     layout: Layout
+    parents: tuple[nn.Module, ...] = ()
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -84,10 +85,11 @@ def unfit(model: nn.Module) -> list[Unfit]:
 
 
 def _scan(model: nn.Module) -> Iterator[Site | Unfit]:
-    for module_name, module in unwrap(model).named_modules():
-        places = _places(module)
+    modules = dict(unwrap(model).named_modules())
+    for module_name, module in modules.items():
+        places, parents = _places(module), _parents(module_name, modules)
         for attribute, layout in places.items():
-            yield from _look(canonical(module_name), module, attribute, layout)
+            yield from _look(canonical(module_name), module, attribute, layout, parents)
         for attribute, parameter in module._parameters.items():
             if attribute not in places and parameter is not None and _is_matrix(parameter):
                 name = _join(canonical(module_name), attribute)
@@ -96,7 +98,11 @@ def _scan(model: nn.Module) -> Iterator[Site | Unfit]:
 
 
 def _look(
-    module_name: str, module: nn.Module, attribute: str, layout: Layout
+    module_name: str,
+    module: nn.Module,
+    attribute: str,
+    layout: Layout,
+    parents: tuple[nn.Module, ...],
 ) -> Iterator[Site | Unfit]:
     name, parameter = _join(module_name, attribute), module._parameters.get(attribute)
     _refuse_lazy(name, parameter)
@@ -105,12 +111,19 @@ def _look(
         if isinstance(held, torch.Tensor):
             reason = "its weight is computed from others (parametrization or weight norm)"
             yield Unfit(name, tuple(held.shape), reason)
-    elif not parameter.is_floating_point():
-        yield Unfit(name, tuple(parameter.shape), f"its dtype {parameter.dtype} is not real")
+    elif not parameter.is_floating_point() or parameter.itemsize < 2:
+        yield Unfit(name, tuple(parameter.shape), f"its dtype {parameter.dtype} cannot be ranked")
     elif parameter.dim() < 2:
         yield Unfit(name, tuple(parameter.shape), "it is no matrix here: a flattened shard?")
     else:
-        yield Site(name, module_name, module, attribute, layout)
+        yield Site(name, module_name, module, attribute, layout, parents)
+
+
+def _parents(name: str, modules: dict[str, nn.Module]) -> tuple[nn.Module, ...]:
+    """The modules around one, without the model itself."""
+    parts = name.split(".")
+    paths = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    return tuple(modules[path] for path in paths if path in modules)
 
 
 def _refuse_lazy(name: str, parameter: nn.Parameter | None) -> None:

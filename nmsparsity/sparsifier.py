@@ -15,6 +15,7 @@ from nmsparsity.masters import Masters
 from nmsparsity.methods import Dense, Method, build
 from nmsparsity.methods.base import Step
 from nmsparsity.optimizer_state import OptimizerState
+from nmsparsity.optimizers import check_optimizer, groups_by_parameter
 from nmsparsity.pattern import Axis
 from nmsparsity.promises import claim, claimed, declare, withdraw
 from nmsparsity.report import Report, describe
@@ -76,11 +77,12 @@ def sparsify(
     >>> int((model[0].weight != 0).sum())
     32
     """
+    check_optimizer(optimizer)
     chosen = build(method, options)
     selection = select(
         model, pattern, include=include, exclude=exclude, remainder=remainder, axis=axis
     )
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    trained = groups_by_parameter(optimizer)
     selection = selection.without(lambda target: _why_not_trained(target, chosen, trained))
     if not isinstance(chosen, Dense):
         selection.require(pattern)
@@ -109,7 +111,8 @@ class Sparsifier:
         self.method, self.skipped, self.steps = method, selection.skipped, 0
         self._model, self._optimizer = model, optimizer
         self._masters = Masters(selection.targets, method)
-        self._group_of = _group_of(optimizer, self._masters)
+        self._group_of = groups_by_parameter(optimizer)
+        self._exposed = 0
         for master in self._masters:
             if claimed(master.parameter):
                 raise ValueError(
@@ -149,10 +152,13 @@ class Sparsifier:
         self._catch_up(look_inside=True)
         with torch.no_grad():
             self._masters.expose()
+        self._exposed += 1
         try:
             yield self.weights()
         finally:
-            self._take_back()
+            self._exposed -= 1
+            if not self._exposed:
+                self._take_back()
 
     @torch.no_grad()
     def project_(self, model: nn.Module) -> nn.Module:
@@ -205,6 +211,7 @@ class Sparsifier:
         for master in self._masters:
             master.load(state["weights"][master.name])
         self.steps = state["steps"]
+        self._watch.restart(self.steps)
 
     def remove(self) -> None:
         """Let go of the optimizer; the model keeps its sparse weights and trains freely."""
@@ -218,6 +225,8 @@ class Sparsifier:
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._exposed:
+            raise RuntimeError("optimizer.step() inside dense_weights(): leave the block first")
         self._catch_up(look_inside=self.steps % _LOOK_EVERY == 0)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -261,6 +270,9 @@ class Sparsifier:
                     "(load_state_dict(assign=True), or fully_shard after sparsify?): the optimizer "
                     "does not train it either; make the optimizer and call sparsify after that"
                 )
+        if self._exposed:
+            self._masters.keep_written()
+            return
         # The last step may not have come to its end: an exception in the optimizer.
         self._take_back()
         self._masters.follow()
@@ -290,13 +302,15 @@ class Sparsifier:
         self._masters.take_back(self._step)
 
     def _step(self, master: MasterWeight) -> Step:
-        group = self._optimizer.param_groups[self._group_of[master.name]]
+        group = self._optimizer.param_groups[self._group_of[id(master.parameter)]]
         scale = getattr(self._optimizer, "grad_scale", None)
+        found_inf = getattr(self._optimizer, "found_inf", None)
         return Step(
-            self.steps,
-            group.get("lr", 0.0),
-            1.0 if scale is None else scale,
-            group.get("maximize", False),
+            count=self.steps,
+            lr=group.get("lr", 0.0),
+            grad_scale=1.0 if scale is None else scale,
+            maximize=group.get("maximize", False),
+            found_inf=0.0 if found_inf is None else found_inf,
         )
 
     # What travels in the optimizer's state_dict.
@@ -308,9 +322,10 @@ class Sparsifier:
     def _load(self, _: Optimizer) -> None:
         steps = self._state.restore()
         self.steps = self.steps if steps is None else steps
+        self._watch.restart(self.steps)
 
 
-def _why_not_trained(target: Target, method: Method, trained: set[int]) -> str | None:
+def _why_not_trained(target: Target, method: Method, trained: dict[int, int]) -> str | None:
     """Why this sparsifier leaves a weight alone that could follow its pattern."""
     if isinstance(method, Dense):
         return "method 'dense'"
@@ -319,15 +334,6 @@ def _why_not_trained(target: Target, method: Method, trained: set[int]) -> str |
     if id(target.site.parameter) not in trained:
         return "this optimizer does not train it"
     return None
-
-
-def _group_of(optimizer: Optimizer, masters: Masters) -> dict[str, int]:
-    places = {
-        id(parameter): index
-        for index, group in enumerate(optimizer.param_groups)
-        for parameter in group["params"]
-    }
-    return {master.name: places[id(master.parameter)] for master in masters}
 
 
 def _is_distributed() -> bool:

@@ -88,7 +88,8 @@ def select(
         axis: overrides the axis of every pattern given.
 
     A rule is a glob on layer names (a name without wildcards also covers what is below it), a
-    module type, or a function ``(name, module) -> bool``.
+    module type (which covers what is inside such modules too), or a function
+    ``(name, module) -> bool`` of single layers.
 
     Raises:
         ValueError: for a rule that matches nothing, with near names, and for an axis that does
@@ -131,10 +132,18 @@ class _Chooser:
         return "no pattern is given for it"
 
     def check(self, found: list[Site]) -> None:
-        """Refuse a rule that matches nothing."""
+        """Refuse a rule that matches nothing, or nothing that rules before it have left."""
         for rule in [*self.patterns, *(self.include or ()), *(self.exclude or ())]:
+            _check_kind(rule)
             if rule != "*" and not any(_matches(rule, site) for site in found):
                 raise ValueError(f"rule {_show(rule)} matches no layer{_suggest(rule, found)}")
+        first = [next((r for r in self.patterns if _matches(r, site)), None) for site in found]
+        for rule in self.patterns:
+            if rule != "*" and rule not in first:
+                raise ValueError(
+                    f"rule {rule!r} does nothing: rules before it match all its layers, and the "
+                    "first that matches counts; put it before them"
+                )
 
 
 def _patterns(pattern: Patterns, axis: Axis | None) -> dict[str, Pattern]:
@@ -150,12 +159,22 @@ def _rules(rules: Rules) -> list[Rule] | None:
         return None
     if isinstance(rules, (str, type)) or callable(rules):
         return [rules]
-    return list(rules)
+    return list(rules) if isinstance(rules, Iterable) else [rules]
+
+
+def _check_kind(rule: Rule) -> None:
+    is_type = isinstance(rule, type) and issubclass(rule, nn.Module)
+    is_function = callable(rule) and not isinstance(rule, (type, nn.Module))
+    if not (isinstance(rule, str) or is_type or is_function):
+        raise ValueError(
+            f"rule {rule!r}: want the name of a layer or a glob, a module type, or a function "
+            "(name, module) -> bool"
+        )
 
 
 def _matches(rule: Rule, site: Site) -> bool:
     if isinstance(rule, type):
-        return isinstance(site.module, rule)
+        return any(isinstance(module, rule) for module in (site.module, *site.parents))
     if not isinstance(rule, str):
         return bool(rule(site.module_name, site.module))
     names = (site.module_name, site.name)
@@ -180,14 +199,20 @@ def _misfit(site: Site, pattern: Pattern, remainder: Remainder) -> str | None:
 
 def _without_repeats(targets: list[Target], skipped: list[Skipped]) -> Selection:
     """One target for a parameter that stands in several places."""
-    first: dict[int, str] = {}
+    first: dict[int, Target] = {}
     kept = []
     for target in targets:
-        name = first.setdefault(id(target.site.parameter), target.site.name)
-        if name == target.site.name:
+        other = first.setdefault(id(target.site.parameter), target)
+        if other is target:
             kept.append(target)
+        elif other.site.layout != target.site.layout:
+            raise ValueError(
+                f"layers {other.site.name!r} and {target.site.name!r} are one parameter "
+                f"{list(target.site.shape)} with two input dimensions, which no mask can serve; "
+                "exclude them"
+            )
         else:
-            reason = f"the same parameter as {name!r}, which is listed"
+            reason = f"the same parameter as {other.site.name!r}, which is listed"
             skipped.append(Skipped(target.site.name, target.site.shape, reason))
     return Selection(kept, skipped)
 
@@ -199,5 +224,5 @@ def _show(rule: Rule) -> str:
 def _suggest(rule: Rule, found: list[Site]) -> str:
     if not isinstance(rule, str):
         return f"; the model has {len(found)} layers that can be N:M"
-    names = [site.module_name for site in found]
+    names = [site.module_name or site.name for site in found]
     return near(rule, names) or f"; known: {', '.join(names[:8])}"

@@ -147,6 +147,12 @@ class Watch:
         self._flips: list[int] | None = None
         self._due = True
 
+    def restart(self, steps: int) -> None:
+        """Begin anew, after a checkpoint was loaded: the next look is from here."""
+        self._last, self._steps = self._snapshots(), steps
+        self._before = self._flips = None
+        self._due = True
+
     def before_step(self) -> None:
         """Note the masks when the step is the first since the last look."""
         if self._due and self._before is None:

@@ -16,7 +16,7 @@ import nmsparsity
 ROOT = Path(nmsparsity.__file__).parent
 FACE = "nmsparsity"
 FLOORS = [
-    {"registry", "layout", "table", "native"},
+    {"registry", "layout", "table", "native", "optimizers"},
     {"pattern"},
     {"sites", "shards", "masks", "promises", "methods"},
     {"exceptions", "targets"},

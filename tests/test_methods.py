@@ -321,21 +321,18 @@ def test_wrong_options_of_sr_ste(options: dict[str, object], said: str) -> None:
         SRSTE(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(strict=True, reason="accepted")
 @pytest.mark.parametrize("decay", [float("nan"), float("inf"), True])
 def test_a_decay_that_is_no_strength_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=f"decay {decay!r}"):
         SRSTE(decay=decay)
 
 
-@pytest.mark.xfail(strict=True, reason="a bare TypeError from difflib")
 @pytest.mark.parametrize("given", [None, SRSTE, 3])
 def test_a_method_that_is_no_name_says_what_is_wanted(given: object) -> None:
     with pytest.raises(ValueError, match=r"method"):
         build(given, {})  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(strict=True, reason="found_inf of the optimizer is not looked at")
 def test_a_skipped_fused_step_changes_nothing_in_the_decoupled_form(layer: nn.Linear) -> None:
     """Under a GradScaler a fused optimizer is called even for infinite gradients."""
     optimizer = torch.optim.SGD(layer.parameters(), 0.1, fused=True)

@@ -24,10 +24,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @pytest.fixture(autouse=True)
 def _best_afterwards():
+    threads = torch.get_num_threads()
     yield
     if native.available():
         native.choose("")
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=native.isas())

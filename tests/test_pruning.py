@@ -153,16 +153,12 @@ def test_unknown_criteria_and_wrong_patterns() -> None:
         nm.prune(mlp(), axis="row")  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="RuntimeError: Tensor.item() cannot be called on meta tensors"
-)
 def test_meta_tensors_have_nothing_to_prune() -> None:
     model = nn.Sequential(nn.Linear(8, 8, device="meta"), nn.Linear(8, 2, device="meta"))
     with pytest.raises(ValueError, match=r"'0\.weight' .*meta device"):
         nm.prune(model, "2:4")
 
 
-@pytest.mark.xfail(strict=True, reason="pruned: every row zeroes the others, density 0")
 def test_an_expanded_weight_is_refused() -> None:
     """Rows that are one memory: zeroing one group would zero them all."""
     model = mlp()
@@ -171,10 +167,6 @@ def test_an_expanded_weight_is_refused() -> None:
         nm.prune(model, "2:4")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="adopted as dense weights, promise overwritten: verify says NO after the next step",
-)
 def test_a_weight_kept_by_a_sparsifier_is_not_pruned_behind_its_back() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -185,7 +177,6 @@ def test_a_weight_kept_by_a_sparsifier_is_not_pruned_behind_its_back() -> None:
     nm.prune(model, "1:4")
 
 
-@pytest.mark.xfail(strict=True, reason="NotImplementedError of isfinite")
 def test_an_eight_bit_float_is_refused_by_name() -> None:
     model = mlp()
     weight = model[0].weight.detach().to(torch.float8_e4m3fn)

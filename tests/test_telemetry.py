@@ -228,7 +228,6 @@ def test_zeros_in_the_dense_weight_are_still_kept_by_the_mask() -> None:
     assert sparsifier.report().rows[0].density == 0.0
 
 
-@pytest.mark.xfail(strict=True, reason="-5 steps after load_state_dict of an earlier one")
 def test_going_back_to_an_earlier_checkpoint_is_no_negative_number_of_steps() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)

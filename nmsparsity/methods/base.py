@@ -25,12 +25,14 @@ class Step:
         grad_scale: the factor the gradients still carry: 1, or the loss scale inside a fused
             optimizer under a ``GradScaler``.
         maximize: whether the optimizer climbs: it takes the gradient with the other sign.
+        found_inf: 1 where a fused optimizer under a ``GradScaler`` will skip this step, else 0.
     """
 
     count: int
     lr: float
     grad_scale: float | Tensor = 1.0
     maximize: bool = False
+    found_inf: float | Tensor = 0.0
 
 
 class Method:
@@ -119,6 +121,8 @@ def build(method: str | Method, options: dict[str, Any]) -> Method:
         if options:
             raise ValueError(f"options {sorted(options)} beside a ready method: give them to it")
         return method
+    if not isinstance(method, str):
+        raise ValueError(f"method {method!r}: want a name ({', '.join(methods)}) or a Method")
     kind = methods[method]
     known = [name for name in signature(kind).parameters if name not in ("args", "kwargs")]
     unknown = [name for name in options if name not in known]

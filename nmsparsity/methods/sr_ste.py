@@ -1,5 +1,6 @@
 """SR-STE: the straight-through estimator with a decay on the pruned weights."""
 
+import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -36,7 +37,7 @@ class SRSTE(Method):
     ) -> None:
         if form not in get_args(Form):
             raise ValueError(f"form {form!r}: want 'gradient' or 'decoupled'")
-        if not callable(decay) and not isinstance(decay, (int, float)):
+        if not callable(decay) and not _is_number(decay):
             raise ValueError(f"decay {decay!r}: want a number or a function of the step count")
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps {warmup_steps}: want 0 or more")
@@ -53,4 +54,8 @@ class SRSTE(Method):
     def before_step(self, weight: Weight, step: Step) -> None:
         if self.form == "decoupled":
             strength = step.lr * self.decay_at(step.count)
-            weight.dense.sub_(weight.dense - weight.sparse, alpha=strength)
+            weight.dense.sub_((weight.dense - weight.sparse) * (strength * (1 - step.found_inf)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,10 +7,10 @@ from torch import nn
 
 from nmsparsity import masks
 from nmsparsity.pattern import Axis
-from nmsparsity.promises import declare
+from nmsparsity.promises import claimed, declare
 from nmsparsity.pruning.criterion import criteria
 from nmsparsity.report import Report, describe
-from nmsparsity.shards import check_shards, local_shard
+from nmsparsity.shards import check_memory, check_shards, local_shard
 from nmsparsity.targets import Patterns, Remainder, Rules, select
 
 
@@ -52,6 +52,12 @@ def prune(
     selection.require(pattern)
     for target in selection.targets:
         parameter, site = target.site.parameter, target.site
+        check_memory(site.name, parameter)
+        if claimed(parameter):
+            raise ValueError(
+                f"layer {site.name!r} {list(site.shape)} is kept sparse by a sparsifier, which "
+                "would undo this; call its remove() first"
+            )
         check_shards(site.name, parameter, site.layout, target.pattern)
         if not torch.isfinite(local_shard(parameter)).all():
             raise ValueError(f"layer {site.name!r} {list(site.shape)}: it has NaN or infinity")
