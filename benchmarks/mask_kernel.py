@@ -48,18 +48,13 @@ def in_memory_order(weight: Tensor, pattern: Pattern) -> Tensor:
 def candidates(weight: Tensor, pattern: Pattern) -> Candidates:
     """What is timed for one pattern; each leaves the sparse weight somewhere."""
     rows = Layout().fold(weight, pattern.axis)
-    sparse, dense = torch.empty_like(rows), torch.empty_like(rows)
+    sparse = torch.empty_like(rows)
     kept = torch.empty_like(rows, dtype=torch.bool)
-    ours = weight.clone()
-    shape = (rows.shape[0], rows.shape[1], rows.shape[2])
-    step = native.Batch([native.NativeWeight(ours, ours.clone(), shape, pattern.n, pattern.m)])
     n, m = pattern.n, pattern.m
     moved = in_memory_order(weight, pattern)
     return {
         "project": lambda: native.project(rows, sparse, n=n, m=m),
-        "project + dense": lambda: native.project(rows, sparse, dense, n=n, m=m),
         "project + mask": lambda: native.project(rows, sparse, mask=kept, n=n, m=m),
-        "in place + dense": step.take_back,
         "published": lambda: published(moved, pattern),
         "plain torch": lambda: plain(weight, pattern),
     }
@@ -72,21 +67,16 @@ def step_candidates(weight: Tensor) -> Candidates:
     dense, sparse, grad = weight.clone(), weight.clone(), torch.zeros_like(weight)
     batch = native.Batch([native.NativeWeight(sparse, dense, shape, 2, 4)])
     batch.project()
-    ours = sparse.clone()
     grad2 = torch.zeros_like(weight)
 
     def torch_check() -> Tensor:
-        return ((ours == 0) | (ours == dense)).all() & torch.count_nonzero(ours).bool()
-
-    def torch_release() -> None:
-        grad2.add_(dense - ours, alpha=1e-4)
-        sparse.copy_(dense)
+        return ((sparse == 0) | (sparse == dense)).all() & torch.count_nonzero(sparse).bool()
 
     return {
         "check": batch.check,
         "check by torch": torch_check,
-        "release": lambda: batch.release([1e-4], [grad]),
-        "release by torch": torch_release,
+        "term and check": lambda: batch.add_term([1e-4], [grad]),
+        "term by torch": lambda: grad2.add_(dense - sparse, alpha=1e-4),
     }
 
 
@@ -146,8 +136,7 @@ def main() -> None:
         "- `published`: the operator of arXiv 2102.04010 written from its description (argsort "
         "and scatter on every forward), on a weight whose groups already lie along memory; "
         "`plain torch`: `Pattern.mask` and the product\n"
-        "- `+ dense`: copies the source as well, a second output of the same size; `in place`: "
-        "what a training step does\n"
+        "- a training step is `project` and `term and check`\n"
         f"- {machine()[0]} Kernel: {native.isa()}. Date: {datetime.date.today()}\n"
         f"- load average before: {_load()}\n"
         f"- command: `python {' '.join(sys.argv)}`"

@@ -18,9 +18,9 @@ NMS_INLINE std::uint32_t as_bits(float value) {
 }
 
 struct Float32 {
-  using Bits = float;
-  static NMS_INLINE float widen(float value) { return value; }
-  static NMS_INLINE float narrow(float value) { return value; }
+  using Bits = std::uint32_t;
+  static NMS_INLINE float widen(std::uint32_t bits) { return as_float(bits); }
+  static NMS_INLINE std::uint32_t narrow(float value) { return as_bits(value); }
 };
 
 struct BFloat16 {

@@ -4,4 +4,4 @@
 #include "kernels.h"
 #include "project.h"
 
-const Kernels NMS_ISA = {project, check, release};
+const Kernels NMS_ISA = {project, add_term};

@@ -1,4 +1,4 @@
-// What each instruction set provides: the same three functions, compiled from isa.cpp.
+// What each instruction set provides: the same functions, compiled from isa.cpp.
 #pragma once
 
 #include "nmsparsity.h"
@@ -6,8 +6,7 @@
 struct Kernels {
   // Ranges of units (one group, all its inner elements) for project, of elements otherwise.
   void (*project)(nms_weight&, int64_t begin, int64_t end);
-  void (*check)(nms_weight&, int64_t begin, int64_t end);
-  void (*release)(nms_weight&, int64_t begin, int64_t end);
+  void (*add_term)(nms_weight&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kernels_portable;

@@ -50,17 +50,10 @@ struct Project {
   }
 };
 
-struct Elementwise {
+struct AddTerm {
+  static auto kernel() { return kernels->add_term; }
   static std::int64_t units(const nms_weight& weight) { return elements(weight); }
   static std::int64_t chunk(const nms_weight&) { return chunk_size; }
-};
-
-struct Check : Elementwise {
-  static auto kernel() { return kernels->check; }
-};
-
-struct Release : Elementwise {
-  static auto kernel() { return kernels->release; }
 };
 
 struct Job {
@@ -113,12 +106,8 @@ std::int32_t nms_project(nms_weight* weights, std::int64_t count) {
   return run<Project>(weights, count);
 }
 
-std::int32_t nms_check(nms_weight* weights, std::int64_t count) {
-  return run<Check>(weights, count);
-}
-
-std::int32_t nms_release(nms_weight* weights, std::int64_t count) {
-  return run<Release>(weights, count);
+std::int32_t nms_add_term(nms_weight* weights, std::int64_t count) {
+  return run<AddTerm>(weights, count);
 }
 
 std::int32_t nms_choose(const char* name) {

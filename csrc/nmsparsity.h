@@ -29,19 +29,19 @@ enum nms_status {
 // Every entry point takes an array of these and handles all of them as one parallel job.
 typedef struct nms_weight {
   // in; memory of `outer * length * inner` elements each, or null where optional.
-  const void* source;  // project: the dense weight; may be `sparse` itself.
-  void* sparse;        // project writes it; check reads it; release writes the dense weight to it.
-  void* dense;         // project: copy source here, unless null or source; others: the dense weight.
-  uint8_t* mask;       // project: optional, 1 where kept.
-  void* grad;          // release: optional, grad += alpha * (dense - sparse).
+  const void* dense;   // the dense weight; project: may be `sparse` itself
+  void* sparse;        // project writes it, add_term reads it
+  uint8_t* mask;       // project: optional, 1 where kept
+  void* grad;          // add_term: optional, grad += alpha * (dense - sparse)
   int64_t outer, length, inner;
   int32_t n, m;        // 1 <= n <= m <= 64
   int32_t dtype;       // nms_dtype, the same for every pointer but mask
   int32_t is_signed;   // project: rank by the value itself, not by its magnitude
-  float alpha;         // release
+  float alpha;         // add_term
   // out
-  int32_t bad;         // project: a NaN or infinite element; check: neither 0 nor dense's element
-  int64_t nonzeros;    // project, check: nonzeros in sparse
+  int32_t bad;         // project: a NaN or infinite element; add_term: neither 0 nor dense's
+                       // element
+  int64_t nonzeros;    // in sparse
   // the library's own
   int64_t first_chunk;
 } nms_weight;
@@ -52,8 +52,7 @@ typedef int32_t (*nms_parallel_for)(
     int64_t begin, int64_t end, int64_t grain, nms_range body, void* context);
 
 NMS_API int32_t nms_project(nms_weight* weights, int64_t count);
-NMS_API int32_t nms_check(nms_weight* weights, int64_t count);
-NMS_API int32_t nms_release(nms_weight* weights, int64_t count);
+NMS_API int32_t nms_add_term(nms_weight* weights, int64_t count);
 
 // "portable", "avx2", "avx512", or "" for the best that this machine has.
 NMS_API int32_t nms_choose(const char* isa);

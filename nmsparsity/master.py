@@ -42,6 +42,7 @@ class MasterWeight:
         self._shown: Tensor | None = None
         self.released = False
         self.adopted = False
+        self._home: Tensor | None = None
         self._finite: Tensor | None = None
 
     @property
@@ -98,7 +99,7 @@ class MasterWeight:
         self.version = self.local._version
         self.kept = torch.count_nonzero(self.local) if kept is None else kept
 
-    def release(self, step: Step) -> None:
+    def release(self, step: Step, lend: bool = False) -> None:
         """Before the optimizer: add the method's term, put the dense weight in the parameter."""
         decay = self.begin(step)
         if decay:
@@ -108,7 +109,7 @@ class MasterWeight:
             if isinstance(step.grad_scale, Tensor):
                 term.mul_(step.grad_scale)
             self.grad.add_(term, alpha=decay)
-        self.expose()
+        self.expose(lend)
 
     def begin(self, step: Step) -> float:
         """The method's own moment before the step; the factor of the term still to be added."""
@@ -122,14 +123,39 @@ class MasterWeight:
         decay = self.method.gradient_decay(step)
         return -decay if step.maximize else decay
 
-    def expose(self) -> None:
-        """Put the dense weight in the parameter."""
-        self.local.copy_(self.dense)
+    def expose(self, lend: bool = False) -> None:
+        """Put the dense weight in the parameter: a copy of it or, to ``lend``, its own memory.
+
+        Lending costs nothing, and the sparse weight stays where it was. It wants a borrower that
+        asks the parameter for its memory, as torch's optimizers do at every step, and keeps no
+        other way to it, as flat buffers of parameters are.
+        """
+        if lend and self._can_be_lent():
+            self._home = self.parameter.data
+            self.parameter.data = self.dense
+        else:
+            self.local.copy_(self.dense)
         self.released = True
+
+    def _can_be_lent(self) -> bool:
+        shared = self.local.untyped_storage().is_shared()
+        return type(self.parameter) is nn.Parameter and not shared
+
+    def reclaim(self) -> bool:
+        """After the optimizer: the parameter is the new dense weight. False when not released."""
+        if not self.released:
+            return False
+        local = self.local
+        if self._home is None or local.data_ptr() != self.dense.data_ptr():
+            self.dense.copy_(local)
+        if self._home is not None:
+            self.parameter.data, self._home = self._home, None
+        self.released = False
+        return True
 
     def take_back(self, step: Step) -> None:
         """After the optimizer: the parameter is the new dense weight; project it."""
-        self.dense.copy_(self.local)
+        self.reclaim()
         self.method.after_step(Weight(self.dense, self.local, None, self.mask), step)
         self.project()
 
@@ -165,8 +191,13 @@ class MasterWeight:
         ours = ((sparse == 0) | (sparse == self.dense)).all()
         return not bool(ours & (torch.count_nonzero(sparse) == self.kept))
 
-    def adopt(self) -> None:
-        """Take what was written into the parameter as the new dense weight, as it stands."""
+    def adopt(self, alpha: float = 0.0) -> None:
+        """Take what was written into the parameter as the new dense weight, as it stands.
+
+        ``alpha``: of the term in its gradient; there is none between a weight and itself.
+        """
+        if alpha and self.grad is not None:
+            self.grad.sub_(self.dense - self.local, alpha=alpha)
         self.dense.copy_(self.local)
         self.mask = self._shown = None
         if self.method.keeps_mask:

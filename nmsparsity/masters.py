@@ -38,20 +38,29 @@ class Masters:
         for master in self._slow:
             master.project()
 
-    def release(self, step_of: Callable[[MasterWeight], Step]) -> None:
-        """Add the method's term to the gradients, put the dense weights into the parameters."""
+    def release(self, step_of: Callable[[MasterWeight], Step], lend: bool) -> None:
+        """Add the method's term to the gradients, put the dense weights into the parameters.
+
+        What was written into a parameter behind the version counter's back is adopted on the way.
+        """
         for master in self._slow:
             if master.grad is not None:
-                master.release(step_of(master))
-        steps = [step_of(master) for master in self._fast]
+                master.release(step_of(master), lend)
+        if self._fast:
+            self._add_terms([step_of(master) for master in self._fast])
+        for master in self._fast:
+            master.expose(lend)
+
+    def _add_terms(self, steps: list[Step]) -> None:
+        """The method's term of the weights that the native kernel takes."""
         alphas = [
             master.begin(step) * float(step.grad_scale)
             for master, step in zip(self._fast, steps, strict=True)
         ]
-        if self._fast:
-            self._batch.release(alphas, [master.grad for master in self._fast])
-        for master in self._fast:
-            master.released = True
+        counts = self._batch.add_term(alphas, [master.grad for master in self._fast])
+        for master, alpha, count in zip(self._fast, alphas, counts, strict=True):
+            if count != master.kept:
+                master.adopt(alpha)
 
     def expose(self) -> None:
         """Put the dense weights into the parameters."""
@@ -68,8 +77,9 @@ class Masters:
         for master in self._slow:
             if master.released:
                 master.take_back(step_of(master))
-        if any(master.released for master in self._fast):
-            self._seal(*self._batch.take_back())
+        reclaimed = [master.reclaim() for master in self._fast]
+        if any(reclaimed):
+            self._seal(*self._batch.project())
 
     def follow(self) -> None:
         """Go where the model has gone."""
@@ -81,18 +91,17 @@ class Masters:
         """The weights that someone wrote into since we put the sparse weight there.
 
         Every in-place operation raises the version counter. A write through ``.data`` does not:
-        that takes a look at the values, always where it is cheap, else when ``look_inside``.
+        that takes a look at the values, when ``look_inside``.
         """
-        counted = self._batch.check() if self._fast else []
-        for master, kept in zip(self._fast, counted, strict=True):
-            if kept != master.kept:
+        seen = [m for m in self._all if look_inside or m.version != m.local._version]
+        counted = (
+            dict(zip(self._fast, self._batch.check(), strict=True)) if seen and self._fast else {}
+        )
+        for master in seen:
+            kept = counted.get(master)
+            if master.is_overwritten() if kept is None else kept != master.kept:
                 yield master
             master.version = master.local._version
-        for master in self._slow:
-            if look_inside or master.version != master.local._version:
-                if master.is_overwritten():
-                    yield master
-                master.version = master.local._version
 
     def _gather(self) -> None:
         """Sort the weights into those that the native kernel takes and the others."""

@@ -113,6 +113,7 @@ class Sparsifier:
         self._masters = Masters(selection.targets, method)
         self._group_of = groups_by_parameter(optimizer)
         self._exposed = 0
+        self._is_torchs = type(optimizer).__module__.startswith("torch.optim")
         for master in self._masters:
             if claimed(master.parameter):
                 raise ValueError(
@@ -236,7 +237,7 @@ class Sparsifier:
             for master in self._masters:
                 if master.adopted:
                     master.project()
-        if not type(optimizer).__module__.startswith("torch.optim"):
+        if not self._is_torchs:
             # torch's optimizers begin with the closure; others (SAM) may move the weights first.
             with torch.no_grad():
                 self._masters.expose()
@@ -294,7 +295,7 @@ class Sparsifier:
     def _release(self) -> None:
         """Add the method's term to the gradients, put the dense weights into the model."""
         self._watch.before_step()
-        self._masters.release(self._step)
+        self._masters.release(self._step, lend=self._is_torchs)
 
     @torch.no_grad()
     def _take_back(self) -> None:

@@ -100,12 +100,12 @@ def test_projection_is_that_of_the_pattern(isa, case):
         values(case["kind"], case["shape"], case["dtype"], case["seed"]), case["shift"]
     )
     mask, sparse = truth(weight, n, m, flag)
-    ours, dense = torch.full_like(weight, 7), torch.full_like(weight, 7)
+    ours, before = torch.full_like(weight, 7), weight.clone()
     kept = torch.zeros(case["shape"], dtype=torch.bool) if case["masked"] else None
-    found = native.project(weight, ours, dense, kept, n=n, m=m, by_magnitude=flag)
+    found = native.project(weight, ours, kept, n=n, m=m, by_magnitude=flag)
     assert found == (int((sparse != 0).sum()), True)
     assert torch.equal(bits(ours), bits(sparse))
-    assert torch.equal(bits(dense), bits(weight))
+    assert torch.equal(bits(weight), bits(before))
     assert kept is None or torch.equal(kept, mask)
     # In place, with nothing else to write.
     assert native.project(weight, weight, n=n, m=m, by_magnitude=flag) == found
@@ -141,9 +141,8 @@ def test_big_weights_on_any_number_of_threads(isa, dtype, n, m, inner):
     outputs = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        sparse, dense = torch.empty_like(weight), torch.empty_like(weight)
-        found = native.project(weight, sparse, dense, n=n, m=m)
-        assert torch.equal(dense, weight)
+        sparse = torch.empty_like(weight)
+        found = native.project(weight, sparse, n=n, m=m)
         outputs.append((found, sparse))
     assert outputs[0][0] == outputs[1][0]
     assert torch.equal(outputs[0][1], outputs[1][1])
@@ -158,17 +157,18 @@ def test_the_threads_are_those_of_torch():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("alpha", [2e-4, -1.7, 0.0])
-def test_release_is_that_of_torch(isa, dtype, alpha):
+def test_the_term_is_that_of_torch(isa, dtype, alpha):
     dense = torch.randn(30, 16, 9).to(dtype)
     weight, grad = torch.empty_like(dense), torch.randn(30, 16, 9).to(dtype)
     batch = native.Batch([native.NativeWeight(weight, dense, (30, 16, 9), 2, 4)])
-    batch.project()
+    (kept,), _ = batch.project()
+    sparse = weight.clone()
     expected = torch.add(grad, dense - weight, alpha=alpha)
-    batch.release([alpha], [grad])
+    assert batch.add_term([alpha], [grad]) == [kept]
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         assert torch.equal(bits(grad), bits(expected))
     torch.testing.assert_close(grad, expected)
-    assert torch.equal(weight, dense)
+    assert torch.equal(weight, sparse)
 
 
 def test_halves_are_rounded_to_nearest_even(isa):
@@ -180,7 +180,7 @@ def test_halves_are_rounded_to_nearest_even(isa):
         grad = every.roll(1).view(1, -1, 1).clone()
         expected = (grad.float() + dense.float()).to(dtype)
         entry = native.NativeWeight(weight, dense, (1, len(every), 1), 1, 1)
-        native.Batch([entry]).release([1.0], [grad])
+        native.Batch([entry]).add_term([1.0], [grad])
         assert torch.equal(bits(grad), bits(expected))
 
 
@@ -197,6 +197,7 @@ def test_check_sees_every_foreign_element(isa, dtype):
         before = weight.flatten()[index].clone()
         weight.view(-1)[index] = 3.0
         assert batch.check() == [-1]
+        assert batch.add_term([1.0], [torch.zeros_like(weight)]) == [-1]
         weight.view(-1)[index] = before
     weight.view(-1)[weight.flatten().nonzero()[0]] = 0
     assert batch.check() == [kept - 1]
@@ -230,16 +231,12 @@ def test_a_step_of_many_weights(isa):
         entry.weight.grad = torch.randn_like(entry.weight)
     grads = [entry.weight.grad.clone() for entry in entries]
     sparse = [entry.weight.detach().clone() for entry in entries]
-    batch.release([0.1, 0.2, 0.0], [entry.weight.grad for entry in entries])
+    batch.add_term([0.1, 0.2, 0.0], [entry.weight.grad for entry in entries])
     for entry, grad, was, alpha in zip(entries, grads, sparse, (0.1, 0.2, 0.0), strict=True):
         torch.testing.assert_close(entry.weight.grad, grad + alpha * (entry.dense - was))
-        assert torch.equal(entry.weight, entry.dense)
-    with torch.no_grad():
-        for entry in entries:
-            entry.weight.sub_(entry.weight.grad)
-    moved = [entry.weight.detach().clone() for entry in entries]
-    assert_projected(entries, batch.take_back())
-    assert all(torch.equal(e.dense, w) for e, w in zip(entries, moved, strict=True))
+        assert torch.equal(entry.weight, was)
+        entry.dense.sub_(entry.weight.grad)
+    assert_projected(entries, batch.project())
 
 
 def test_a_mask_is_written_where_asked_for(isa):
@@ -259,23 +256,22 @@ def test_a_gradient_of_other_strides_or_dtype(isa):
         torch.zeros(24, 12, 3, 3, dtype=torch.float64),
     ]
     terms = [entry.dense - entry.weight.detach() for entry in entries]
-    batch.release([0.5, 0.5], grads)
-    for grad, term, entry in zip(grads, terms, entries, strict=True):
+    batch.add_term([0.5, 0.5], grads)
+    for grad, term in zip(grads, terms, strict=True):
         torch.testing.assert_close(grad, (0.5 * term).to(grad.dtype))
-        assert torch.equal(entry.weight, entry.dense)
 
 
 def test_versions_are_raised():
     entries = weights_of_a_model()
     batch = native.Batch(entries)
-    tensors = [tensor for entry in entries for tensor in (entry.weight, entry.dense)]
+    tensors = [entry.weight for entry in entries]
     before = [tensor._version for tensor in tensors]
     batch.check()
     assert [tensor._version for tensor in tensors] == before
-    batch.take_back()
+    batch.project()
     assert all(t._version > was for t, was in zip(tensors, before, strict=True))
     grad = torch.zeros_like(entries[0].weight)
-    batch.release([1.0, 0.0, 0.0], [grad, None, None])
+    batch.add_term([1.0, 0.0, 0.0], [grad, None, None])
     assert grad._version == 1
 
 

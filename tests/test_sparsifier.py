@@ -12,10 +12,32 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import nmsparsity as nm
+from nmsparsity.native import available
 from tests.paper import PaperNet
 
 DECAY = 1e-2
+native_only = pytest.mark.skipif(not available(), reason="torch alone looks every 16 steps")
 SPARSE = ["0.weight", "2.weight"]
+
+
+class FlatSGD(torch.optim.Optimizer):
+    """Keeps the parameters in one buffer and never asks them again where they are."""
+
+    def __init__(self, parameters, lr: float) -> None:
+        parameters = list(parameters)
+        super().__init__(parameters, {"lr": lr})
+        self.flat = torch.cat([p.detach().flatten() for p in parameters])
+        for parameter, part in zip(
+            parameters, self.flat.split([p.numel() for p in parameters]), strict=True
+        ):
+            parameter.data = part.view_as(parameter)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        (group,) = self.param_groups
+        grads = torch.cat([p.grad.flatten() for p in group["params"]])
+        self.flat.sub_(grads, alpha=group["lr"])
+
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1),
@@ -30,6 +52,7 @@ OPTIMIZERS = {
     "adamw fused": lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.1, fused=True),
     "adamw amsgrad": lambda p: torch.optim.AdamW(p, 1e-2, amsgrad=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, 1e-3),
+    "flat buffer": lambda p: FlatSGD(p, 0.1),
 }
 
 
@@ -344,18 +367,55 @@ def test_what_is_written_from_outside_becomes_the_dense_weight(write) -> None:
         assert_close(model[0].weight.detach(), written, rtol=0, atol=0)
 
 
-def test_a_write_between_steps_is_noticed_by_the_step_itself() -> None:
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda w, new: w.copy_(new),
+        pytest.param(lambda w, new: w.data.copy_(new), marks=native_only),
+    ],
+    ids=["copy_", "data.copy_"],
+)
+def test_a_write_between_steps_is_noticed_by_the_step_itself(write) -> None:
     *_, model, optimizer, sparsifier = pair(OPTIMIZERS["sgd"])
     train(model, optimizer, batches(5))
-    model.load_state_dict(mlp(seed=7).state_dict())
     x, y = batches(1)[0]
     optimizer.zero_grad()
     loss_on(model, x, y).backward()
     grad = model[0].weight.grad.clone()
+    new = mlp(seed=7)[0].weight.detach()
+    with torch.no_grad():
+        write(model[0].weight, new)
     optimizer.step()
     with sparsifier.dense_weights():
-        expected = mlp(seed=7)[0].weight.detach() - 0.1 * grad
-        assert_close(model[0].weight.detach(), expected)
+        # What is written has no pruned part: there is no term.
+        assert_close(model[0].weight.detach(), new - 0.1 * grad)
+    assert sparsifier.report().ok
+
+
+def test_the_sparse_weight_stays_where_it_is_in_memory() -> None:
+    *_, model, optimizer, _ = pair(OPTIMIZERS["adamw"])
+    views = [parameter.data for parameter in model.parameters()]
+    state = model.state_dict()
+    train(model, optimizer, batches(3))
+    for view, kept, parameter in zip(views, state.values(), model.parameters(), strict=True):
+        assert parameter.data_ptr() == view.data_ptr()
+        assert_close(kept, parameter.detach(), rtol=0, atol=0)
+
+
+def test_a_hook_that_replaces_the_memory_after_the_update() -> None:
+    def clamp(optimizer, *_):
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.data = parameter.data.clamp(-0.05, 0.05)
+
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer.register_step_post_hook(clamp)
+    sparsifier = nm.sparsify(model, optimizer, "2:4")
+    train(model, optimizer, batches(3))
+    with sparsifier.dense_weights() as dense:
+        assert all((weight.abs() <= 0.05).all() for weight in dense.values())
+        assert all(int((weight != 0).sum()) == weight.numel() for weight in dense.values())
+    assert sparsifier.report().ok
 
 
 def test_loading_the_models_own_weights_keeps_the_dense_ones() -> None:

@@ -37,7 +37,7 @@ bool expected_kept(const std::vector<T>& x, std::int64_t at, std::int64_t stride
 }
 
 template <class T>
-bool agrees(const nms_weight& w, const std::vector<T>& x, const T* sparse, const T* dense,
+bool agrees(const nms_weight& w, const std::vector<T>& x, const T* sparse,
             const std::uint8_t* mask) {
   const T magnitude = static_cast<T>(static_cast<T>(~T{0}) >> 1);
   std::int64_t nonzeros = 0;
@@ -51,7 +51,7 @@ bool agrees(const nms_weight& w, const std::vector<T>& x, const T* sparse, const
         const bool kept =
             expected_kept(x, group, w.inner, size, w.n, static_cast<int>(l - first));
         if (sparse[at] != (kept ? x[at] : T{0})) return false;
-        if ((dense && dense[at] != x[at]) || (mask && mask[at] != kept)) return false;
+        if (mask && mask[at] != kept) return false;
         nonzeros += kept && (x[at] & magnitude);
       }
     }
@@ -74,21 +74,24 @@ bool try_one(std::int64_t outer, std::int64_t length, std::int64_t inner, int n,
   // Few different values, so that ties are common; all of them finite.
   for (auto& value : x) value = static_cast<T>(random_bits() % 5 << 8);
   T* sparse = copy_of(x);
-  T* dense = copy_of(std::vector<T>(x.size()));
+  T* dense = copy_of(x);
   T* grad = copy_of(std::vector<T>(x.size()));
   std::uint8_t* mask = copy_of(std::vector<std::uint8_t>(x.size()));
   nms_weight w{};
-  w.source = w.sparse = sparse;
-  w.dense = dense;
+  const bool in_place = random_bits() % 2;
+  w.dense = in_place ? sparse : dense;
+  w.sparse = sparse;
   w.mask = with_mask ? mask : nullptr;
   w.outer = outer, w.length = length, w.inner = inner, w.n = n, w.m = m, w.dtype = dtype;
-  bool good = nms_project(&w, 1) == NMS_OK && !w.bad && agrees(w, x, sparse, dense, w.mask);
+  bool good = nms_project(&w, 1) == NMS_OK && !w.bad && agrees(w, x, sparse, w.mask);
   const std::int64_t nonzeros = w.nonzeros;
-  good = good && nms_check(&w, 1) == NMS_OK && !w.bad && w.nonzeros == nonzeros;
-  w.grad = grad;
+  w.dense = dense;
   w.alpha = 0.5f;
-  good = good && nms_release(&w, 1) == NMS_OK;
-  good = good && (x.empty() || !std::memcmp(sparse, dense, x.size() * sizeof(T)));
+  for (T* with : {static_cast<T*>(nullptr), grad}) {
+    w.grad = with;
+    good = good && nms_add_term(&w, 1) == NMS_OK && !w.bad && w.nonzeros == nonzeros;
+  }
+  good = good && (x.empty() || !std::memcmp(dense, x.data(), x.size() * sizeof(T)));
   for (void* block : {static_cast<void*>(sparse), static_cast<void*>(dense),
                       static_cast<void*>(grad), static_cast<void*>(mask)}) {
     std::free(block);

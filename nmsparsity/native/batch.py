@@ -22,7 +22,7 @@ class NativeWeight:
     weight in ``channels_last`` is ``[out * height * width, in, 1]``.
 
     Attributes:
-        weight: the parameter, dense inside an optimizer step and sparse outside.
+        weight: the parameter, which holds the sparse weight.
         dense: the dense weight kept beside it.
         mask: written by every projection when given: bool, with the same strides.
     """
@@ -71,30 +71,20 @@ class Batch:
             or infinite elements (their result is of no use).
         """
         self._locate()
-        for row in self._rows:
-            row.source = row.dense
-        return self._project(self._sparse)
-
-    def take_back(self) -> tuple[list[int], list[int]]:
-        """``dense <- weight; weight <- mask * dense``, in one pass. Returns what `project` does."""
-        self._locate()
-        for row in self._rows:
-            row.source = row.sparse
-        return self._project(self._sparse + self._dense)
+        self._run("nms_project")
+        increment_version(self._sparse + self._masks)
+        nonzeros = [row.nonzeros for row in self._rows]
+        return nonzeros, [i for i, row in enumerate(self._rows) if row.bad]
 
     def check(self) -> list[int]:
         """The number of nonzeros of every weight, -1 where an element is neither 0 nor dense's.
 
         ``dense`` is compared bit by bit; -0.0 is a 0. Reads only.
         """
-        self._locate()
-        self._run("nms_check")
-        return [-1 if row.bad else row.nonzeros for row in self._rows]
+        return self.add_term([0.0] * len(self._rows), [None] * len(self._rows))
 
-    def release(
-        self, alphas: Sequence[float] | None = None, grads: Sequence[Tensor | None] | None = None
-    ) -> None:
-        """``grad += alpha * (dense - weight); weight <- dense``.
+    def add_term(self, alphas: Sequence[float], grads: Sequence[Tensor | None]) -> list[int]:
+        """``grad += alpha * (dense - weight)``, and what `check` returns, in one pass.
 
         ``dense - weight`` is ``(1 - mask) * dense``. The gradient is bit for bit what
         ``grad.add_(dense - weight, alpha=alpha)`` gives on a CPU with AVX2: ``alpha`` is rounded
@@ -106,9 +96,7 @@ class Batch:
                 than its weight is updated by torch.
         """
         self._locate()
-        alphas = [0.0] * len(self._rows) if alphas is None else alphas
-        grads = [None] * len(self._rows) if grads is None else grads
-        written = list(self._sparse)
+        written = []
         for row, entry, alpha, grad in zip(self._rows, self._weights, alphas, grads, strict=True):
             row.alpha, row.grad = alpha, None
             if grad is None or alpha == 0.0:
@@ -118,14 +106,9 @@ class Batch:
                 written.append(grad)
             else:
                 grad.add_(entry.dense - entry.weight.detach(), alpha=alpha)
-        self._run("nms_release")
+        self._run("nms_add_term")
         increment_version(written)
-
-    def _project(self, written: list[Tensor]) -> tuple[list[int], list[int]]:
-        self._run("nms_project")
-        increment_version(written + self._masks)
-        nonzeros = [row.nonzeros for row in self._rows]
-        return nonzeros, [i for i, row in enumerate(self._rows) if row.bad]
+        return [-1 if row.bad else row.nonzeros for row in self._rows]
 
     def _run(self, function: str) -> None:
         call(function, self._array, len(self._rows))

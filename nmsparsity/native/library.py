@@ -20,7 +20,7 @@ class WeightStruct(ctypes.Structure):
     """`nms_weight` of csrc/nmsparsity.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("source", "sparse", "dense", "mask", "grad")),
+        *((name, ctypes.c_void_p) for name in ("dense", "sparse", "mask", "grad")),
         *((name, ctypes.c_int64) for name in ("outer", "length", "inner")),
         *((name, ctypes.c_int32) for name in ("n", "m", "dtype", "is_signed")),
         ("alpha", ctypes.c_float),
@@ -103,7 +103,7 @@ def _library() -> ctypes.CDLL | None:
     library.nms_abi.restype = ctypes.c_int64
     if library.nms_abi() != ctypes.sizeof(WeightStruct):
         raise RuntimeError(f"{path} is of another version of nmsparsity: install it again")
-    for function in (library.nms_project, library.nms_check, library.nms_release):
+    for function in (library.nms_project, library.nms_add_term):
         function.argtypes = (ctypes.POINTER(WeightStruct), ctypes.c_int64)
     library.nms_set_parallel_for.argtypes = (ctypes.c_void_p,)
     library.nms_set_parallel_for(_parallel_for())
