@@ -2,6 +2,7 @@
 // wide its vectors are).
 #include "elementwise.h"
 #include "kernels.h"
+#include "multiply.h"
 #include "project.h"
 
-const Kernels NMS_ISA = {project, add_term};
+const Kernels NMS_ISA = {project, add_term, multiply, lanes};

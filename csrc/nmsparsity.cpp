@@ -100,7 +100,56 @@ std::int32_t run(nms_weight* weights, std::int64_t count) {
   return NMS_OK;
 }
 
+// A product as a grid of independent tasks: tiles of pixels, shares of the rows. No output depends
+// on how many there are.
+struct Grid {
+  const nms_product& p;
+  std::int64_t pixels, tile, tiles, blocks, share, shares;
+
+  explicit Grid(const nms_product& product)
+      : p(product), pixels(p.images * p.out_height * p.out_width),
+        tile(p.mode == NMS_TOKENS ? p.vectors : p.vectors * kernels->lanes),
+        tiles(divide_up(pixels, tile)), blocks(divide_up(p.rows, kernels->lanes)) {
+    // Even tiles: 13 vectors are 7 and 6, not 8 and 5.
+    const std::int64_t unit = p.mode == NMS_TOKENS ? 1 : kernels->lanes;
+    if (tiles) tile = divide_up(divide_up(pixels, unit), tiles) * unit;
+    // Few tiles are shared between threads by rows, too; every share gathers the inputs anew.
+    const std::int64_t wanted = p.threads > 1 ? 4 * p.threads : 1, have = p.groups * tiles;
+    share = divide_up(blocks, have && have < wanted ? divide_up(wanted, have) : 1);
+    shares = divide_up(blocks, share);
+  }
+
+  std::int64_t size() const { return p.groups * tiles * shares; }
+};
+
+void run_tasks(std::int64_t begin, std::int64_t end, void* context) {
+  const Grid& grid = *static_cast<const Grid*>(context);
+  for (; begin < end; ++begin) {
+    const std::int64_t first = begin % grid.shares * grid.share;
+    const std::int64_t last = first + grid.share < grid.blocks ? first + grid.share : grid.blocks;
+    const std::int64_t pixel = begin / grid.shares % grid.tiles * grid.tile;
+    const std::int64_t left = grid.pixels - pixel;
+    kernels->multiply(grid.p, begin / grid.shares / grid.tiles, pixel,
+                      left < grid.tile ? left : grid.tile, first, last);
+  }
+}
+
 }  // namespace
+
+std::int32_t nms_multiply(const nms_product* product) {
+  if (!kernels) nms_choose("");
+  if (product->vectors < 1 || product->vectors > 8) return NMS_BAD_WEIGHT;
+  Grid grid(*product);
+  if (!grid.pixels || !product->rows) return NMS_OK;
+  if (parallel_for && grid.size() > 1) {
+    return parallel_for(0, grid.size(), 1, run_tasks, &grid) ? NMS_POOL_FAILED : NMS_OK;
+  }
+  run_tasks(0, grid.size(), &grid);
+  return NMS_OK;
+}
+
+std::int64_t nms_lanes(void) { return kernels->lanes; }
+std::int64_t nms_product_abi(void) { return sizeof(nms_product); }
 
 std::int32_t nms_project(nms_weight* weights, std::int64_t count) {
   return run<Project>(weights, count);

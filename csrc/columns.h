@@ -1,0 +1,186 @@
+// Many pixels: lanes are pixels. A tile of inputs lies in the first cache; every kept weight is
+// multiplied with the line of its input.
+#pragma once
+
+#include <numeric>
+
+#include "activate.h"
+#include "gather.h"
+#include "scratch.h"
+
+namespace {
+
+constexpr std::int64_t most_rows = 512;  // whose sums stay in the second cache
+
+// sums[row] += values * lines, for the rows of one block; `from` is null where sums begin at zero.
+template <int Vectors, int Slots>
+void add_block(const float* values, const std::uint32_t* places, std::int64_t windows,
+               const float* lines, std::int64_t pitch, const float* from, float* to) {
+  constexpr int entries = std::lcm(Slots, 8), step = entries / Slots;
+  constexpr int line = Vectors * lanes;
+  for (int row = 0; row < lanes; ++row, to += line) {
+    Floats sum[Vectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) {
+      sum[j] = from ? load_floats(from + row * line + j * lanes) : Floats{};
+    }
+    const float *value = values + row, *x = lines;
+    const std::uint32_t* word = places + row;
+    for (std::int64_t w = 0; w < windows; w += step) {
+#pragma GCC unroll 24
+      for (int e = 0; e < entries; ++e) {
+        const std::uint32_t place = word[e / 8 * lanes] >> (e % 8 * 4) & 15;
+        const float* its = x + (e / Slots * window + std::int64_t{place}) * pitch;
+        const Floats weight = all_of(value[e * lanes]);
+#pragma GCC unroll 8
+        for (int j = 0; j < Vectors; ++j) sum[j] += weight * load_floats(its + j * lanes);
+      }
+      value += entries * lanes;
+      word += entries / 8 * lanes;
+      x += step * window * pitch;
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) store(to + j * lanes, sum[j]);
+  }
+}
+
+template <int Vectors>
+class Columns {
+ public:
+  static constexpr int line = Vectors * lanes;
+
+  Columns(const nms_product& p, std::int64_t group, std::int64_t begin, std::int64_t count)
+      : p_(p), group_(group), begin_(begin), count_(count),
+        blocks_((p.rows + lanes - 1) / lanes), gather_(p, group, begin, count, line) {}
+
+  // The blocks [from, to) of rows.
+  void run(std::int64_t from, std::int64_t to) {
+    constexpr std::int64_t most = most_rows / lanes;
+    for (; from < to; from += most) some(from, from + most < to ? from + most : to);
+  }
+
+ private:
+  void some(std::int64_t from, std::int64_t to) {
+    const bool in_place = can_read_in_place();
+    float* tile = scratch().floats((p_.depth * window + lanes + most_rows) * line);
+    float* out = tile + p_.depth * window * line;
+    float* sums = out + lanes * line;
+    for (std::int64_t w = 0; w < p_.windows; w += p_.depth) {
+      const std::int64_t end = w + p_.depth < p_.windows ? w + p_.depth : p_.windows;
+      const float* lines = tile;
+      if (in_place) {
+        lines = p_.x + (group_ * p_.channels + w * window) * p_.x_channel + first_of_input();
+      } else {
+        gather_.windows(w, end, tile);
+      }
+      for (std::int64_t block = from; block < to; ++block) {
+        float* its = sums + (block - from) * lanes * line;
+        // The last sums stay in the first cache, where `finish` finds them.
+        float* to = end == p_.windows ? out : its;
+        add(block, w, end, lines, in_place ? p_.x_channel : line, w ? its : nullptr, to);
+        if (end == p_.windows) finish(block, out);
+      }
+    }
+  }
+
+  // Whole vectors of pixels that lie as they are needed.
+  bool can_read_in_place() const {
+    const std::int64_t size = p_.out_height * p_.out_width;
+    return is_pointwise(p_) && p_.x_pixel == 1 && count_ == line &&
+           begin_ / size == (begin_ + count_ - 1) / size && p_.windows * window == p_.channels &&
+           p_.x_channel % lanes == 0 && reinterpret_cast<std::uintptr_t>(p_.x) % NMS_BYTES == 0 &&
+           (begin_ % size) % lanes == 0 && p_.x_image % lanes == 0;
+  }
+
+  std::int64_t first_of_input() const {
+    const std::int64_t size = p_.out_height * p_.out_width;
+    return begin_ / size * p_.x_image + begin_ % size;
+  }
+
+  void add(std::int64_t block, std::int64_t w, std::int64_t end, const float* lines,
+           std::int64_t pitch, const float* sums, float* to) {
+    const std::int64_t entry = ((group_ * blocks_ + block) * p_.windows + w) * p_.slots;
+    const float* values = p_.values + entry * lanes;
+    const std::uint32_t* places = p_.places + entry / 8 * lanes;
+    switch (p_.slots) {
+      case 1: return add_block<Vectors, 1>(values, places, end - w, lines, pitch, sums, to);
+      case 2: return add_block<Vectors, 2>(values, places, end - w, lines, pitch, sums, to);
+      case 4: return add_block<Vectors, 4>(values, places, end - w, lines, pitch, sums, to);
+      case 6: return add_block<Vectors, 6>(values, places, end - w, lines, pitch, sums, to);
+      case 8: return add_block<Vectors, 8>(values, places, end - w, lines, pitch, sums, to);
+      case 12: return add_block<Vectors, 12>(values, places, end - w, lines, pitch, sums, to);
+      default: return add_block<Vectors, 16>(values, places, end - w, lines, pitch, sums, to);
+    }
+  }
+
+  // Bias, residual and activation, and where the sums belong.
+  void finish(std::int64_t block, const float* sums) {
+    p_.y_pixel == 1 ? planar(block, sums) : interleaved(block, sums);
+  }
+
+  std::int64_t place(std::int64_t pixel) const {
+    const std::int64_t size = p_.out_height * p_.out_width;
+    return pixel / size * p_.y_image + pixel % size * p_.y_pixel;
+  }
+
+  void planar(std::int64_t block, const float* sums) {
+    const std::int64_t size = p_.out_height * p_.out_width;
+    if (count_ == line && begin_ % size + count_ <= size) return whole(block, sums);
+    for (int i = 0; i < lanes && block * lanes + i < p_.rows; ++i, sums += line) {
+      const std::int64_t row = group_ * p_.rows + block * lanes + i;
+      const Floats bias = all_of(p_.bias ? p_.bias[row] : 0.0f);
+      for (std::int64_t done = 0; done < count_;) {  // image by image
+        const std::int64_t pixel = begin_ + done, left = size - pixel % size;
+        const std::int64_t end = count_ - done < left ? count_ : done + left;
+        const std::int64_t at = place(pixel) + row * p_.y_channel - done;
+        for (std::int64_t k = done; k < end; k += lanes) {
+          put(load_first(sums + k, end - k) + bias, at + k, end - k);
+        }
+        done = end;
+      }
+    }
+  }
+
+  // Whole vectors, side by side in one image.
+  void whole(std::int64_t block, const float* sums) {
+    const std::int64_t first = group_ * p_.rows + block * lanes, left = p_.rows - block * lanes;
+    const std::int64_t at = place(begin_) + first * p_.y_channel;
+    float* y = p_.y + at;
+    const float* residual = p_.residual ? p_.residual + at : nullptr;
+    for (int i = 0; i < lanes && i < left; ++i, sums += line) {
+      const Floats bias = all_of(p_.bias ? p_.bias[first + i] : 0.0f);
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) {
+        Floats value = load_floats(sums + j * lanes) + bias;
+        if (residual) value += load_floats(residual + i * p_.y_channel + j * lanes);
+        if (p_.activation) value = activate(value, p_.activation);
+        store(y + i * p_.y_channel + j * lanes, value);
+      }
+    }
+  }
+
+  void interleaved(std::int64_t block, const float* sums) {
+    const std::int64_t row = group_ * p_.rows + block * lanes, rows = p_.rows - block * lanes;
+    const Floats bias = p_.bias ? load_first(p_.bias + row, rows) : Floats{};
+    for (int j = 0; j < Vectors; ++j) {
+      Floats x[lanes];
+      for (int i = 0; i < lanes; ++i) x[i] = load_floats(sums + i * line + j * lanes);
+      transpose(x);
+      for (int i = 0; i < lanes && j * lanes + i < count_; ++i) {
+        put(x[i] + bias, place(begin_ + j * lanes + i) + row, rows);
+      }
+    }
+  }
+
+  NMS_INLINE void put(Floats value, std::int64_t at, std::int64_t count) const {
+    if (p_.residual) value += load_first(p_.residual + at, count);
+    if (p_.activation) value = activate(value, p_.activation);
+    store_first(p_.y + at, value, count);
+  }
+
+  const nms_product& p_;
+  const std::int64_t group_, begin_, count_, blocks_;
+  Gather gather_;
+};
+
+}  // namespace

@@ -1,0 +1,85 @@
+// Vectors of fp32, as wide as the instruction set has them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "lanes.h"
+
+namespace {
+
+constexpr int lanes = NMS_BYTES / 4;
+using Floats = Vector<float, NMS_BYTES>;
+using Words = Vector<std::uint32_t, NMS_BYTES>;
+
+NMS_INLINE Floats load_floats(const float* from) { return load<Floats>(from); }
+NMS_INLINE Floats all_of(float value) { return Floats{} + value; }
+
+// The first `count` elements; what follows them is neither read nor written, and reads as zero.
+#if defined(__AVX512F__)
+NMS_INLINE __mmask16 first(std::int64_t count) {
+  return static_cast<__mmask16>(count >= lanes ? 0xffff : count > 0 ? (1u << count) - 1 : 0);
+}
+
+NMS_INLINE Floats load_first(const float* from, std::int64_t count) {
+  return (Floats)_mm512_maskz_loadu_ps(first(count), from);
+}
+
+NMS_INLINE void store_first(float* to, Floats value, std::int64_t count) {
+  _mm512_mask_storeu_ps(to, first(count), (__m512)value);
+}
+#elif defined(__AVX2__)
+NMS_INLINE __m256i first(std::int64_t count) {
+  const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const int clamped = count > lanes ? lanes : count < 0 ? 0 : static_cast<int>(count);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(clamped), numbers);
+}
+
+NMS_INLINE Floats load_first(const float* from, std::int64_t count) {
+  return (Floats)_mm256_maskload_ps(from, first(count));
+}
+
+NMS_INLINE void store_first(float* to, Floats value, std::int64_t count) {
+  _mm256_maskstore_ps(to, first(count), (__m256)value);
+}
+#else
+NMS_INLINE Floats load_first(const float* from, std::int64_t count) {
+  if (count >= lanes) return load_floats(from);
+  Floats value{};
+  for (int i = 0; i < count; ++i) value[i] = from[i];
+  return value;
+}
+
+NMS_INLINE void store_first(float* to, Floats value, std::int64_t count) {
+  if (count >= lanes) return store(to, value);
+  for (int i = 0; i < count; ++i) to[i] = value[i];
+}
+#endif
+
+template <bool High, int... I>
+NMS_INLINE Floats interleave(Floats a, Floats b, std::integer_sequence<int, I...>) {
+  constexpr int half = High ? lanes / 2 : 0;
+  return __builtin_shufflevector(a, b, (half + I / 2 + (I % 2 ? lanes : 0))...);
+}
+
+// Rows become columns: log2(lanes) rounds of perfect shuffles.
+NMS_INLINE void transpose(Floats* x) {
+  constexpr auto all = std::make_integer_sequence<int, lanes>{};
+#pragma GCC unroll 4
+  for (int round = 1; round < lanes; round *= 2) {
+    Floats y[lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes / 2; ++i) {
+      y[2 * i] = interleave<false>(x[i], x[i + lanes / 2], all);
+      y[2 * i + 1] = interleave<true>(x[i], x[i + lanes / 2], all);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) x[i] = y[i];
+  }
+}
+
+}  // namespace
