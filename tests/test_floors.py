@@ -21,6 +21,8 @@ FLOORS = [
     {"sites", "shards", "masks", "promises", "methods"},
     {"exceptions", "targets"},
     {"packed"},
+    {"kernels"},
+    {"layers"},
     {"report", "telemetry"},
     {"master", "masters", "optimizer_state", "plots", "pruning"},
     {"sparsifier"},
