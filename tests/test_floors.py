@@ -26,6 +26,7 @@ FLOORS = [
     {"report", "telemetry"},
     {"master", "masters", "optimizer_state", "plots", "pruning"},
     {"sparsifier"},
+    {"compression"},
     {"integrations"},
     {"tasks"},
     {"cli"},

@@ -31,7 +31,7 @@ def pack(
     if reason is not None:
         raise ValueError(f"layer {name!r} cannot be packed: {reason}")
     problem = describe(module, pattern, name)
-    weight = PackedWeight.pack(_weight(module), pattern, name=f"{name}.weight")
+    weight = packed_weight(module, pattern, name)
     return _packed_type(module)(module, problem, weight, kernel, activation)
 
 
@@ -70,6 +70,11 @@ def describe(module: nn.Module, pattern: Pattern, name: str) -> Problem:
     return Problem(
         "conv2d", shape, pattern, dtype, stride, padding, dilation, module.groups, name=name
     )
+
+
+def packed_weight(module: nn.Module, pattern: Pattern, name: str) -> PackedWeight:
+    """The weight of a layer in storage form, shaped as kernels have it."""
+    return PackedWeight.pack(_weight(module), pattern, name=f"{name}.weight")
 
 
 def _weight(module: nn.Module) -> Tensor:
