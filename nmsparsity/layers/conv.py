@@ -23,10 +23,9 @@ class PackedConv2d(PackedLayer):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[N, in, height, width]``, or without N, to the same with ``out`` channels."""
-        if x.dim() != 3:
-            return self.multiply(x, residual)
-        one = None if residual is None else residual.unsqueeze(0)
-        return self.multiply(x.unsqueeze(0), one).squeeze(0)
+        if x.dim() == 3:
+            return self.lifted(x, residual, 0)
+        return self.multiply(x, residual, self.activation)
 
 
 class PackedConv1d(PackedLayer):
@@ -39,8 +38,5 @@ class PackedConv1d(PackedLayer):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[N, in, width]``, or without N, to the same with ``out`` channels."""
-        if x.dim() == 2:
-            one = None if residual is None else residual.unsqueeze(0)
-            return self.forward(x.unsqueeze(0), one).squeeze(0)
-        flat = None if residual is None else residual.unsqueeze(2)
-        return self.multiply(x.unsqueeze(2), flat).squeeze(2)
+        dims = (0, 2) if x.dim() == 2 else (2,)
+        return self.lifted(x, residual, *dims)

@@ -30,4 +30,4 @@ class PackedLinear(PackedLayer):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[..., in]`` to ``[..., out]``; the residual is shaped like the result."""
-        return self.multiply(x, residual)
+        return self.multiply(x, residual, self.activation)

@@ -93,7 +93,7 @@ class PackedLayer(nn.Module):
         bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone(), False)
         return restore(self.__dict__["_plain"], self.weight, bias)
 
-    def multiply(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def multiply(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         """``activation(x @ weight + bias + residual)`` for an input as the kernel wants it.
 
         A residual of another shape or dtype is broadcast and promoted as torch does it.
@@ -108,10 +108,22 @@ class PackedLayer(nn.Module):
         form = memory_format(x)
         x = x.contiguous(memory_format=form)
         if residual is None:
-            return self._call(x, None, self.activation)
-        if residual.dtype != x.dtype or tuple(residual.shape) != shape:
-            return finish(self._call(x, None, "none"), self.activation, residual)
-        return self._call(x, residual.contiguous(memory_format=form), self.activation)
+            return self._call(x, None, activation)
+        if not _fits(residual, shape, x.dtype):
+            return finish(self._call(x, None, "none"), activation, residual)
+        return self._call(x, residual.contiguous(memory_format=form), activation)
+
+    def lifted(self, x: Tensor, residual: Tensor | None, *dims: int) -> Tensor:
+        """`multiply` of an input that lacks these dimensions; the result lacks them too."""
+        fits = residual is None or _has_rank(residual, x.dim())
+        result = self.multiply(
+            _unsqueeze(x, dims),
+            None if residual is None or not fits else _unsqueeze(residual, dims),
+            self.activation if fits else "none",
+        )
+        for dim in reversed(dims):
+            result = result.squeeze(dim)
+        return result if fits else finish(result, self.activation, residual)
 
     def _call(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         if torch.compiler.is_compiling():
@@ -195,3 +207,19 @@ class PackedLayer(nn.Module):
         said = f"{list(self.problem.shape)} {self.problem.pattern}, kernel={self.kernel_name}"
         then = "" if self.activation == "none" else f", then {self.activation}"
         return f"{said}, {self.nbytes:,} bytes ({share:.0%} of dense){then}"
+
+
+def _has_rank(residual: object, rank: int) -> bool:
+    """Traced sums may add a number, which is no tensor."""
+    return isinstance(residual, Tensor) and residual.dim() == rank
+
+
+def _fits(residual: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    same_rank = _has_rank(residual, len(shape))
+    return same_rank and residual.dtype == dtype and tuple(residual.shape) == shape
+
+
+def _unsqueeze(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    for dim in dims:
+        x = x.unsqueeze(dim)
+    return x

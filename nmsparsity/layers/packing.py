@@ -42,13 +42,13 @@ def why_not(module: nn.Module) -> str | None:
     'Conv3d has no packed form: nn.Linear, nn.Conv1d, nn.Conv2d and Conv1D of transformers have'
     """
     kind = type(module).__name__
-    if "parametrizations" in module._modules or "weight" not in module._parameters:
-        return "its weight is computed from others (parametrization or weight norm)"
     if not (isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or _input_first(module)):
         return (
             f"{kind} has no packed form: nn.Linear, nn.Conv1d, nn.Conv2d and Conv1D of "
             "transformers have"
         )
+    if "parametrizations" in module._modules or "weight" not in module._parameters:
+        return "its weight is computed from others (parametrization or weight norm)"
     if not _computes_as_its_base(module):
         return f"{kind} has a forward of its own, which a packed layer would not run"
     weight = module._parameters["weight"]
