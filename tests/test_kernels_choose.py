@@ -180,7 +180,7 @@ def test_hopeless_calls_are_made_twice_others_in_turns(monkeypatch: pytest.Monke
 def pruned() -> tuple[Any, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Flatten(), nn.Linear(8, 8)
+        nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Flatten(), nn.Linear(8, 12)
     )
     nm.prune(model.eval(), "2:4", include="*")
     return model, torch.randn(4, 8)

@@ -207,7 +207,8 @@ class _Compression:
         )
 
     def _dense(self) -> list[CompressedRow]:
-        return [_skipped(self.given, entry) for entry in self.selection.skipped]
+        held = dict(self.given.named_parameters(remove_duplicate=False))
+        return [_skipped(held.get(entry.name), entry) for entry in self.selection.skipped]
 
 
 def _nbytes(layer: nn.Module) -> int:
@@ -230,8 +231,7 @@ def _examples(calls: Counter[tuple[tuple[int, ...], bool]], chain: Chain | None)
     ]
 
 
-def _skipped(model: nn.Module, entry: Skipped) -> CompressedRow:
-    size = torch.Size(entry.shape).numel()
-    parameter = dict(model.named_parameters(remove_duplicate=False)).get(entry.name)
-    nbytes = size * (4 if parameter is None else parameter.itemsize)
+def _skipped(parameter: nn.Parameter | None, entry: Skipped) -> CompressedRow:
+    itemsize = 4 if parameter is None else parameter.itemsize
+    nbytes = torch.Size(entry.shape).numel() * itemsize
     return CompressedRow(entry.name, None, None, nbytes, nbytes, reason=entry.reason)

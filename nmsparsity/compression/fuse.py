@@ -82,5 +82,8 @@ def _erase(graph: fx.GraphModule, chain: Chain, call: fx.Node) -> None:
 
 
 def _tidy(graph: fx.GraphModule) -> None:
+    for node in graph.graph.find_nodes(op="get_attr"):
+        if not node.users:
+            graph.graph.erase_node(node)
     graph.delete_all_unused_submodules()
     graph.recompile()

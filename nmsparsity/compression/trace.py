@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -118,4 +119,24 @@ def _graph(module: nn.Module, layers: set[nn.Module]) -> fx.GraphModule | str:
     except Exception as error:  # What a foreign forward does with a proxy is beyond any list.
         said = str(error).strip().partition("\n")[0]
         return f"{kind}.forward cannot be traced: {type(error).__name__}: {said:.120}"
+    _drop_rank_checks(graph)
     return fx.GraphModule(module, graph, class_name=kind).eval()
+
+
+def _drop_rank_checks(graph: fx.Graph) -> None:
+    """Without ``assert x.ndim == 4``, so that a layer's result has one user, its batch norm.
+
+    The layer itself refuses an input of another rank.
+    """
+    for check in graph.find_nodes(op="call_function", target=torch._assert):
+        equal = check.args[0]
+        if not isinstance(equal, fx.Node) or equal.target is not operator.eq:
+            continue
+        rank = equal.args[0]
+        if isinstance(rank, fx.Node) and rank.target is getattr and rank.args[1] == "ndim":
+            graph.erase_node(check)
+            if not equal.users:
+                graph.erase_node(equal)
+    for read in graph.find_nodes(op="call_function", target=getattr):
+        if not read.users:
+            graph.erase_node(read)
