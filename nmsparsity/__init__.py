@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nmsparsity.compression import compress, compressed_report, decompress
     from nmsparsity.layout import Layout
     from nmsparsity.methods import Method, method
     from nmsparsity.packed import PackedWeight, load, save
@@ -26,6 +27,9 @@ __all__ = [
     "Report",
     "Sparsifier",
     "Telemetry",
+    "compress",
+    "compressed_report",
+    "decompress",
     "load",
     "method",
     "prune",
@@ -42,6 +46,9 @@ _HOME = {
     "Report": "report",
     "Sparsifier": "sparsifier",
     "Telemetry": "telemetry",
+    "compress": "compression",
+    "compressed_report": "compression",
+    "decompress": "compression",
     "load": "packed",
     "method": "methods",
     "prune": "pruning",

@@ -1,0 +1,237 @@
+"""A model with sparse weights to one that holds them packed and runs them by kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from nmsparsity.compression.chain import Chain
+from nmsparsity.compression.eligible import eligible
+from nmsparsity.compression.fuse import Notes, chains, fold_batch_norms, fuse
+from nmsparsity.compression.observe import Calls, observe, run, same
+from nmsparsity.compression.report import CompressedReport, CompressedRow, attach
+from nmsparsity.compression.swap import swap
+from nmsparsity.compression.trace import Traced, trace
+from nmsparsity.compression.work import Layer, Work, copied
+from nmsparsity.kernels.base import KERNELS
+from nmsparsity.kernels.choices import Choices
+from nmsparsity.kernels.choose import Choice, Example, choose, fastest
+from nmsparsity.layers import PackedLayer, pack
+from nmsparsity.layers.fast_path import leave_fast_paths
+from nmsparsity.layers.packing import describe, packed_weight
+from nmsparsity.layers.plain import keep_hooks
+from nmsparsity.promises import declare
+from nmsparsity.sites import unwrap
+from nmsparsity.targets import Rules, Selection, Skipped
+
+
+@torch.no_grad()
+def compress(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    backend: str = "auto",
+    include: Rules = None,
+    exclude: Rules = None,
+) -> nn.Module:
+    """A new model, in eval mode, that computes with packed N:M weights; the given one stays.
+
+    Every layer whose weight is N:M, declared by `sparsify`, `prune` or `load` or seen from its
+    zeros, is replaced by a packed one. Where a part of the model can be traced by ``torch.fx``,
+    batch norm is folded into the layer before it, and a sum and an activation after it are done
+    where it stores its result; that part is a ``GraphModule`` then. What was packed and fused, and
+    what not and why, says `nmsparsity.compressed_report`.
+
+    Args:
+        model: any module; ``torch.compile`` and DDP wrappers are left out.
+        example_inputs: a tensor, a tuple of arguments, or a mapping of named ones. With them the
+            result of tracing is checked against the model, and ``backend="auto"`` measures dense
+            torch against every kernel for each layer and takes the fastest: a layer stays dense
+            where that is. Without them, ``"auto"`` packs all that a kernel can run.
+        backend: ``"auto"``, or the name of a kernel, which is then used for every layer that it
+            does not refuse, faster or not.
+        include, exclude: rules as for `sparsify`; a layer that is named is packed if it can be.
+
+    Raises:
+        ValueError: when no weight is N:M, when a declared pattern does not hold (nothing is ever
+            pruned here), and for an unknown backend.
+
+    >>> from nmsparsity.pruning import prune
+    >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> _ = prune(model, "2:4")
+    >>> fast = compress(model, backend="reference")
+    >>> fast.get_submodule("0")
+    PackedLinear([16, 16] 2:4, kernel=reference, 534 bytes (52% of dense), then relu)
+    """
+    if backend != "auto":
+        KERNELS[backend]
+    inner = unwrap(model)
+    selection = eligible(inner, include, exclude)
+    return _Compression(inner, selection, example_inputs, backend).result()
+
+
+class _Compression:
+    """One call of `compress`, step by step."""
+
+    def __init__(self, model: nn.Module, selection: Selection, inputs: Any, backend: str) -> None:
+        self.given, self.selection = model, selection
+        self.inputs, self.backend = inputs, backend
+        self.work: Work = copied(model, selection.targets)
+        self.notes = Notes()
+        self.calls: Calls = {}
+        self.sizes = {layer: _nbytes(layer) for layer in self.work.layers}
+
+    def result(self) -> nn.Module:
+        """All steps in order."""
+        layers = set(self.work.layers)
+        traced = self._trace(layers)
+        fold_batch_norms(self.work.model, traced, layers, self._ranks(), self.notes)
+        found = chains(self.work.model, traced, layers)
+        chosen = self._choose(found)
+        packed = self._pack(chosen)
+        self._fuse(traced, chains(self.work.model, traced, set(packed)), packed)
+        self._close(traced, packed)
+        attach(self.work.model, CompressedReport([*self._rows(chosen, packed), *self._dense()]))
+        return self.work.model
+
+    def _trace(self, layers: set[nn.Module]) -> Traced:
+        """Trace what can be traced, put it in place, and check it on the example inputs."""
+        traced = trace(self.work.model, layers)
+        before = None if self.inputs is None else run(self.work.model, self.inputs)
+        self.work.model = swap(self.work.model, dict(traced.graphs))
+        if self.inputs is None:
+            return traced
+        outputs, self.calls = observe(self.work.model, self.inputs, layers)
+        if not same(before, outputs):
+            self.work.model = swap(self.work.model, _back(traced))
+            _, self.calls = observe(self.work.model, self.inputs, layers)
+            why = "traced, the model gives another result on the example inputs"
+            traced = Traced({}, dict.fromkeys(layers, why))
+        return traced
+
+    def _ranks(self) -> dict[nn.Module, int | None]:
+        ranks = {layer: {len(shape) for shape, _ in seen} for layer, seen in self.calls.items()}
+        return {layer: found.pop() if len(found) == 1 else None for layer, found in ranks.items()}
+
+    def _choose(self, found: dict[nn.Module, Chain]) -> dict[nn.Module, Choice]:
+        """The kernel of every layer, or why it stays dense."""
+        measuring = self.backend == "auto" and self.inputs is not None
+        choices = Choices() if measuring else None
+        chosen = {}
+        for module, layer in self.work.layers.items():
+            problem = describe(module, layer.pattern, layer.name)
+            choice = choose(problem, self.backend)
+            if choices is not None and choice.kernel is not None and module in self.calls:
+                weight = packed_weight(module, layer.pattern, layer.name)
+                examples = _examples(self.calls[module], found.get(module))
+                bias = module._parameters["bias"]
+                choice = fastest(problem, weight, bias, examples, choices)
+            chosen[module] = choice
+        if choices is not None:
+            choices.save()
+        return chosen
+
+    def _pack(self, chosen: dict[nn.Module, Choice]) -> dict[nn.Module, PackedLayer]:
+        packed = {}
+        for module, layer in self.work.layers.items():
+            kernel = chosen[module].kernel
+            if kernel is not None:
+                packed[module] = pack(module, layer.pattern, layer.name, kernel)
+                keep_hooks(module, packed[module])
+        return packed
+
+    def _fuse(
+        self,
+        traced: Traced,
+        found: dict[nn.Module, Chain],
+        packed: dict[nn.Module, PackedLayer],
+    ) -> None:
+        graphs = {graph.graph: graph for graph in traced.graphs.values()}
+        for module, chain in found.items():
+            if chain.fused:
+                fuse(graphs[chain.nodes[0].graph], chain, packed[module])
+            before = self.notes.fused.get(module, ())
+            self.notes.fused[module] = (*before, *chain.fused)
+            self.notes.reasons.setdefault(module, chain.stopped)
+
+    def _close(self, traced: Traced, packed: dict[nn.Module, PackedLayer]) -> None:
+        """Put packed layers in place; where nothing was done, the modules that were there."""
+        touched = {module for module, fused in self.notes.fused.items() if fused}
+        idle: dict[nn.Module, nn.Module] = {
+            graph: module
+            for module, graph in traced.graphs.items()
+            if not touched.intersection(graph.modules())
+        }
+        closed: dict[nn.Module, nn.Module] = {
+            opened: plain
+            for opened, plain in self.work.opened.items()
+            if not any(part in packed for part in opened.children())
+        }
+        kept = {m: graph for m, graph in traced.graphs.items() if graph not in idle}
+        steps: list[dict[nn.Module, nn.Module]] = [{**idle, **closed}, {**kept}, {**packed}]
+        for new in steps:
+            self.work.model = swap(self.work.model, new)
+        leave_fast_paths(self.work.model)
+        for module, layer in self.work.layers.items():
+            if module not in packed:
+                declare(module._parameters["weight"], layer.pattern)  # type: ignore[arg-type]
+        self.reasons = traced.reasons
+
+    def _rows(
+        self, chosen: dict[nn.Module, Choice], packed: dict[nn.Module, PackedLayer]
+    ) -> list[CompressedRow]:
+        return [
+            self._row(module, layer, chosen[module], packed.get(module))
+            for module, layer in self.work.layers.items()
+        ]
+
+    def _row(
+        self, module: nn.Module, layer: Layer, choice: Choice, packed: PackedLayer | None
+    ) -> CompressedRow:
+        size = self.sizes[module]
+        why = self.notes.reasons.get(module) or self.reasons.get(module, "")
+        return CompressedRow(
+            layer.name,
+            str(layer.pattern),
+            choice.kernel,
+            size if packed is None else packed.nbytes,
+            size,
+            choice.ms_dense,
+            choice.ms_packed,
+            self.notes.fused.get(module, ()),
+            choice.reason or (f"not fused: {why}" if why else ""),
+        )
+
+    def _dense(self) -> list[CompressedRow]:
+        held = dict(self.given.named_parameters(remove_duplicate=False))
+        return [_skipped(held.get(entry.name), entry) for entry in self.selection.skipped]
+
+
+def _nbytes(layer: nn.Module) -> int:
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    return weight.nbytes
+
+
+def _back(traced: Traced) -> dict[nn.Module, nn.Module]:
+    return {graph: module for module, graph in traced.graphs.items()}
+
+
+def _examples(calls: Counter[tuple[tuple[int, ...], bool]], chain: Chain | None) -> list[Example]:
+    ends = Example(())
+    if chain is not None:
+        ends = Example((), activation=chain.activation, residual=chain.residual is not None)
+    return [
+        replace(ends, shape=shape, channels_last=last, calls=count)
+        for (shape, last), count in calls.items()
+    ]
+
+
+def _skipped(parameter: nn.Parameter | None, entry: Skipped) -> CompressedRow:
+    itemsize = 4 if parameter is None else parameter.itemsize
+    nbytes = torch.Size(entry.shape).numel() * itemsize
+    return CompressedRow(entry.name, None, None, nbytes, nbytes, reason=entry.reason)

@@ -1,0 +1,142 @@
+"""The largest parts of a model whose computation can be written down as a graph."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from nmsparsity.layers import PackedMultiheadAttention
+from nmsparsity.layers.plain import hooked
+
+_NORM = "FrozenBatchNorm2d"
+
+
+@dataclass
+class Traced:
+    """What could be traced, and why the rest could not.
+
+    Attributes:
+        graphs: a module -> its graph, which calls the module's own submodules.
+        reasons: a layer outside all graphs -> why.
+    """
+
+    graphs: dict[nn.Module, fx.GraphModule] = field(default_factory=dict)
+    reasons: dict[nn.Module, str] = field(default_factory=dict)
+
+
+class Tracer(fx.Tracer):
+    """Follows a forward down to layers of torch, to the given layers, and to hooked modules."""
+
+    def __init__(self, leaves: Iterable[nn.Module] = ()) -> None:
+        super().__init__()
+        self.leaves = set(leaves)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a call of this module is one step of the graph."""
+        return (
+            m in self.leaves
+            or isinstance(m, (PackedMultiheadAttention, torch.jit.ScriptModule))
+            or type(m).__name__ == _NORM
+            or "forward" in vars(m)
+            or hooked(m)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+
+def trace(model: nn.Module, layers: Iterable[nn.Module]) -> Traced:
+    """Trace the model, or else the largest of its submodules that can be traced.
+
+    Only what holds one of the layers is tried. A module whose forward takes optional arguments is
+    not: a graph knows one way through it, and which arguments are given is not known.
+
+    >>> class Net(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    ...     def forward(self, x, mask=None):
+    ...         return self.body(x) if mask is None else x
+    >>> net = Net()
+    >>> [type(module).__name__ for module in trace(net, [net.body[0]]).graphs]
+    ['Sequential']
+    """
+    traced, known = Traced(), set(layers)
+    _visit(model, known, traced, set())
+    return traced
+
+
+def _visit(module: nn.Module, layers: set[nn.Module], traced: Traced, seen: set[nn.Module]) -> None:
+    inside = [layer for layer in module.modules() if layer in layers]
+    if module in seen or module in layers or not inside:
+        return
+    seen.add(module)
+    result = _why_not(module) or _graph(module, layers)
+    if isinstance(result, str):
+        traced.reasons.update(dict.fromkeys(inside, result))
+        below: Iterable[nn.Module] = module.children()
+    else:
+        traced.graphs[module] = result
+        calls = {str(node.target) for node in result.graph.nodes if node.op == "call_module"}
+        below = [result.get_submodule(target) for target in sorted(calls)]
+        for layer in inside:
+            traced.reasons.pop(layer, None)
+    for child in below:
+        _visit(child, layers, traced, seen)
+
+
+def _why_not(module: nn.Module) -> str | None:
+    kind = type(module).__name__
+    if isinstance(module, PackedMultiheadAttention):
+        return "inside attention nothing follows it that could be fused"
+    if hooked(module):
+        return f"{kind} has hooks, which must see what they see now"
+    if "forward" in vars(module) or isinstance(module, torch.jit.ScriptModule):
+        return f"{kind} has a forward that is not its class's"
+    taken = inspect.signature(module.forward).parameters.values()
+    optional = [
+        p.name
+        for p in taken
+        if p.default is not p.empty or p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    if optional:
+        names = ", ".join(optional[:3])
+        return f"{kind}.forward takes optional arguments ({names}): which way it goes is not known"
+    return None
+
+
+def _graph(module: nn.Module, layers: set[nn.Module]) -> fx.GraphModule | str:
+    """The graph of one module, or why there is none."""
+    kind = type(module).__name__
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = Tracer(layers).trace(module)
+    except Exception as error:  # What a foreign forward does with a proxy is beyond any list.
+        said = str(error).strip().partition("\n")[0]
+        return f"{kind}.forward cannot be traced: {type(error).__name__}: {said:.120}"
+    _drop_rank_checks(graph)
+    return fx.GraphModule(module, graph, class_name=kind).eval()
+
+
+def _drop_rank_checks(graph: fx.Graph) -> None:
+    """Without ``assert x.ndim == 4``, so that a layer's result has one user, its batch norm.
+
+    The layer itself refuses an input of another rank.
+    """
+    for check in graph.find_nodes(op="call_function", target=torch._assert):
+        equal = check.args[0]
+        if not isinstance(equal, fx.Node) or equal.target is not operator.eq:
+            continue
+        rank = equal.args[0]
+        if isinstance(rank, fx.Node) and rank.target is getattr and rank.args[1] == "ndim":
+            graph.erase_node(check)
+            if not equal.users:
+                graph.erase_node(equal)
+    for read in graph.find_nodes(op="call_function", target=getattr):
+        if not read.users:
+            graph.erase_node(read)

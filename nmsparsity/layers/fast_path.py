@@ -1,0 +1,38 @@
+"""The fused path of torch's transformer layers, which reads dense weights past packed layers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from nmsparsity.layers.packed import PackedLayer
+
+_KEPT = "_nmsparsity_fast_path"
+
+
+def leave_fast_paths(model: nn.Module) -> None:
+    """Let encoder layers that hold packed layers call them, in place.
+
+    In eval mode `nn.TransformerEncoderLayer` hands the weights of all its layers to one operator,
+    and `nn.TransformerEncoder` makes nested tensors for it. With these settings neither does.
+    """
+    for module in model.modules():
+        if any(isinstance(part, PackedLayer) for part in module.modules()):
+            name = _switch(module)
+            if name is not None and not hasattr(module, _KEPT):
+                setattr(module, _KEPT, getattr(module, name))
+                setattr(module, name, False)
+
+
+def take_fast_paths(model: nn.Module) -> None:
+    """Undo `leave_fast_paths`, in place."""
+    for module in model.modules():
+        name = _switch(module)
+        if name is not None and hasattr(module, _KEPT):
+            setattr(module, name, getattr(module, _KEPT))
+            delattr(module, _KEPT)
+
+
+def _switch(module: nn.Module) -> str | None:
+    if isinstance(module, nn.TransformerEncoderLayer):
+        return "activation_relu_or_gelu"
+    return "use_nested_tensor" if isinstance(module, nn.TransformerEncoder) else None

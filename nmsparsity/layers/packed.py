@@ -1,0 +1,225 @@
+"""What all packed layers are: a packed weight in a kernel's run-time form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmsparsity.kernels.base import KERNELS, Kernel
+from nmsparsity.kernels.epilogue import check_activation, finish
+from nmsparsity.kernels.op import apply
+from nmsparsity.kernels.problem import Problem, memory_format
+from nmsparsity.layers.plain import restore, skeleton
+from nmsparsity.layers.stored import KEYS, from_state, to_state
+from nmsparsity.packed.weight import PackedWeight
+
+
+class PackedLayer(nn.Module):
+    """A layer whose weight is packed; for inference.
+
+    The kernel's run-time form is held in the buffers ``tile0``, ``tile1``, ... and never saved: a
+    ``state_dict`` and a pickle hold the storage form (values and positions), which any kernel on
+    any machine can read. ``forward`` takes a residual, which is added before the activation.
+
+    Args:
+        plain: the layer it stands for; its settings and its bias are kept.
+        problem: what is fixed about the multiplication.
+        weight: the packed weight, ``[out, in, ...]``.
+        kernel: the name of the kernel.
+        activation: what is applied to the result, ``"none"`` or a name of
+            `nmsparsity.kernels.epilogue`.
+
+    Raises:
+        ValueError: naming the layer, when the kernel refuses it.
+    """
+
+    problem: Problem
+    kernel_name: str
+    activation: str
+
+    def __init__(
+        self,
+        plain: nn.Module,
+        problem: Problem,
+        weight: PackedWeight,
+        kernel: str = "reference",
+        activation: str = "none",
+    ) -> None:
+        super().__init__()
+        check_activation(problem.name, activation)
+        self.__dict__["_plain"] = skeleton(plain)
+        self.kernel_name, self.activation = kernel, activation
+        bias = plain._parameters.get("bias")
+        frozen = None if bias is None else nn.Parameter(bias.detach().clone(), False)
+        self.register_parameter("bias", frozen)
+        self._tile(problem, weight)
+        self.eval()
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel in use."""
+        return KERNELS[self.kernel_name]
+
+    @property
+    def tiles(self) -> tuple[Tensor, ...]:
+        """The weight in the kernel's run-time form."""
+        return tuple(self._buffers[name] for name in self._tile_names)  # type: ignore[misc]
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The weight in storage form."""
+        return self.kernel.untile(self.problem, self.tiles)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, unpacked anew at every use; laid out as the plain layer has it."""
+        return self.packed.unpack()
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the weight in run-time form."""
+        return sum(tile.nbytes for tile in self.tiles)
+
+    @property
+    def dense_nbytes(self) -> int:
+        """The bytes of the dense weight."""
+        return self.packed.dense_nbytes
+
+    def plain(self) -> nn.Module:
+        """The plain layer again, with the same weight; without the activation."""
+        bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone(), False)
+        return restore(self.__dict__["_plain"], self.weight, bias)
+
+    def multiply(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        """``activation(x @ weight + bias + residual)`` for an input as the kernel wants it.
+
+        A residual of another shape or dtype is broadcast and promoted as torch does it.
+        """
+        shape = self.problem.output_shape(x.shape)
+        if x.dtype != self.problem.dtype:
+            raise ValueError(
+                f"layer {self.problem.name!r}: an input of {x.dtype}, want {self.problem.dtype}: "
+                "cast the input, or the model before it is compressed; autocast does not reach "
+                "packed weights"
+            )
+        form = memory_format(x)
+        x = x.contiguous(memory_format=form)
+        if residual is None:
+            return self._call(x, None, activation)
+        if not _fits(residual, shape, x.dtype):
+            return finish(self._call(x, None, "none"), activation, residual)
+        return self._call(x, residual.contiguous(memory_format=form), activation)
+
+    def lifted(self, x: Tensor, residual: Tensor | None, *dims: int) -> Tensor:
+        """`multiply` of an input that lacks these dimensions; the result lacks them too."""
+        fits = residual is None or _has_rank(residual, x.dim())
+        result = self.multiply(
+            _unsqueeze(x, dims),
+            None if residual is None or not fits else _unsqueeze(residual, dims),
+            self.activation if fits else "none",
+        )
+        for dim in reversed(dims):
+            result = result.squeeze(dim)
+        return result if fits else finish(result, self.activation, residual)
+
+    def _call(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        if torch.compiler.is_compiling():
+            names = (self._text, self.kernel_name, activation)
+            return apply(x, list(self.tiles), self.bias, residual, *names)  # type: ignore[no-any-return]
+        return self.kernel.run(self.problem, self.tiles, x, self.bias, activation, residual)
+
+    def _tile(self, problem: Problem, weight: PackedWeight) -> None:
+        """Take on a weight, in place."""
+        refusal = self.kernel.refuses(problem)
+        if refusal is not None:
+            raise ValueError(
+                f"layer {problem.name!r}: kernel {self.kernel_name!r} refuses it: {refusal}"
+            )
+        for name in self.__dict__.get("_tile_names", ()):
+            del self._buffers[name]
+        self.problem, self._text = problem, problem.to_string()
+        tiles = self.kernel.tile(problem, weight)
+        self._tile_names = tuple(f"tile{number}" for number in range(len(tiles)))
+        for name, tile in zip(self._tile_names, tiles, strict=True):
+            self.register_buffer(name, tile, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
+        """Moves as a module does; a change of dtype converts the values and tiles them anew."""
+        dtype = fn(torch.empty(0, dtype=self.problem.dtype)).dtype
+        weight = self.packed if dtype != self.problem.dtype else None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if weight is not None:
+            converted = replace(weight, values=weight.values.to(dtype))
+            self._tile(replace(self.problem, dtype=dtype), converted)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """The settings of the plain layer, such as ``in_features`` and ``stride``."""
+        settings = vars(self.__dict__["_plain"]) if "_plain" in self.__dict__ else {}
+        if not name.startswith("_") and name in settings:
+            return settings[name]
+        return super().__getattr__(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        tiles = set(self._tile_names)
+        buffers = {name: b for name, b in self._buffers.items() if name not in tiles}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_tile_names", "_buffers")}
+        return {**kept, "_buffers": buffers, "_stored": self.packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        weight = state.pop("_stored")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._non_persistent_buffers_set = set()
+        self._tile(self.problem, weight)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        destination.update(to_state(f"{prefix}weight", self.packed))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        ours = {f"{prefix}weight.{key}" for key in KEYS}
+        rest = {name: value for name, value in state_dict.items() if name not in ours}
+        lists = (missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, *lists)  # type: ignore[no-untyped-call]
+        missing = sorted(ours - state_dict.keys())
+        missing_keys.extend(missing)
+        if missing:
+            return
+        try:
+            self._tile(self.problem, from_state(f"{prefix}weight", state_dict, self.problem))
+        except ValueError as error:
+            error_msgs.append(str(error))
+
+    def extra_repr(self) -> str:
+        share = self.nbytes / self.dense_nbytes
+        said = f"{list(self.problem.shape)} {self.problem.pattern}, kernel={self.kernel_name}"
+        then = "" if self.activation == "none" else f", then {self.activation}"
+        return f"{said}, {self.nbytes:,} bytes ({share:.0%} of dense){then}"
+
+
+def _has_rank(residual: object, rank: int) -> bool:
+    """Traced sums may add a number, which is no tensor."""
+    return isinstance(residual, Tensor) and residual.dim() == rank
+
+
+def _fits(residual: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    same_rank = _has_rank(residual, len(shape))
+    return same_rank and residual.dtype == dtype and tuple(residual.shape) == shape
+
+
+def _unsqueeze(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    for dim in dims:
+        x = x.unsqueeze(dim)
+    return x

@@ -1,0 +1,177 @@
+"""Real architectures: packed, they compute what they computed before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision.models as vision
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+import nmsparsity as nm
+from nmsparsity.layers import PackedLayer
+
+
+def images(size: int = 32) -> Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def tokens(batch: int = 2) -> Tensor:
+    return torch.randint(1, 48, (batch, 12), generator=torch.Generator().manual_seed(1))
+
+
+def vit() -> nn.Module:
+    model = vision.VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=8)
+    nn.init.normal_(model.heads.head.weight)  # it starts at zero, and so would every output
+    return model
+
+
+def bert() -> nn.Module:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return BertModel(BertConfig(vocab_size=48, intermediate_size=64, **sizes))
+
+
+def gpt2() -> GPT2LMHeadModel:
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 48, "n_positions": 64}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+
+
+def llama() -> LlamaForCausalLM:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more = {"num_key_value_heads": 1, "intermediate_size": 64, "vocab_size": 48}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **more, bos_token_id=0, eos_token_id=0))
+
+
+@dataclass
+class Case:
+    """A model, what goes in, how many layers are packed, and what is fused how often."""
+
+    make: Callable[[], nn.Module]
+    inputs: Callable[[], Any]
+    packed: int
+    fused: dict[str, int]
+
+
+CASES = {
+    "resnet18": Case(
+        lambda: vision.resnet18(num_classes=8),
+        images,
+        19,
+        {"batch norm": 19, "residual": 8, "relu": 16},
+    ),
+    "resnet50": Case(
+        lambda: vision.resnet50(num_classes=8, width_per_group=4),
+        images,
+        52,
+        {"batch norm": 52, "residual": 16, "relu": 48},
+    ),
+    "mobilenet_v2": Case(
+        lambda: vision.mobilenet_v2(num_classes=8, width_mult=0.25),
+        images,
+        34,
+        {"batch norm": 34, "residual": 11},
+    ),
+    "vit_b_16, small": Case(vit, images, 12, {"residual": 2, "gelu": 2}),
+    "timm vit": Case(
+        lambda: timm.create_model("test_vit", img_size=32, num_classes=8),
+        images,
+        24,
+        {"residual": 12, "gelu": 6},
+    ),
+    "timm resnet": Case(
+        lambda: timm.create_model("test_resnet", num_classes=8),
+        images,
+        14,
+        {"batch norm": 14, "residual": 4, "relu": 11},
+    ),
+    "bert": Case(bert, lambda: {"input_ids": tokens()}, 12, {"gelu": 2, "residual": 4}),
+    "gpt2": Case(gpt2, lambda: {"input_ids": tokens()}, 8, {}),
+    "llama": Case(llama, lambda: {"input_ids": tokens()}, 14, {"silu": 2}),
+}
+
+
+def sparse(make: Callable[[], nn.Module]) -> nn.Module:
+    """A model pruned to 2:4, with batch norms that do something."""
+    torch.manual_seed(0)
+    model = make().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    nm.prune(model, "2:4")
+    return model
+
+
+@torch.no_grad()
+def output(model: nn.Module, inputs: Any) -> Tensor:
+    out = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def counts(model: nn.Module) -> dict[str, int]:
+    fused = [what for row in nm.compressed_report(model).rows for what in row.fused]
+    return {what: fused.count(what) for what in set(fused)}
+
+
+@pytest.mark.parametrize("traced_with_inputs", [False, True])
+@pytest.mark.parametrize("kind", CASES)
+def test_packed_models_compute_the_same(kind: str, traced_with_inputs: bool) -> None:
+    case = CASES[kind]
+    model, inputs = sparse(case.make), case.inputs()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = output(model, inputs)
+    packed = nm.compress(model, inputs if traced_with_inputs else None, backend="reference")
+    assert sum(isinstance(module, PackedLayer) for module in packed.modules()) == case.packed
+    assert counts(packed) == case.fused
+    assert_close(output(packed, inputs), expected, rtol=1e-5, atol=1e-5)
+
+    for name, tensor in model.state_dict().items():
+        assert_close(tensor, before[name], rtol=0, atol=0)
+    plain = nm.decompress(packed)
+    assert not any(isinstance(module, PackedLayer) for module in plain.modules())
+    assert_close(output(plain, inputs), expected, rtol=1e-5, atol=1e-5)
+    assert nm.verify(plain).ok
+    assert len(nm.verify(plain).sparse) == len(nm.verify(model).sparse)
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("cache", [False, True])
+def test_generation_gives_the_same_tokens(make: Callable[[], Any], cache: bool) -> None:
+    model: Any = sparse(make)
+    packed: Any = nm.compress(model, {"input_ids": tokens(1)}, backend="reference")
+    options = {"max_new_tokens": 8, "do_sample": False, "use_cache": cache, "pad_token_id": 0}
+    expected = model.generate(tokens(1), **options)
+    assert expected.shape[1] > 12
+    assert torch.equal(packed.generate(tokens(1), **options), expected)
+
+
+def test_depthwise_convolutions_stay_dense_with_the_reason() -> None:
+    model = sparse(CASES["mobilenet_v2"].make)
+    rows = {row.layer: row for row in nm.compressed_report(nm.compress(model)).rows}
+    row = rows["features.1.conv.0.0.weight"]
+    assert (row.kernel, row.pattern, row.reason) == (None, None, "dense: it shows no pattern")
+
+
+def test_plain_weights_come_back_bit_for_bit() -> None:
+    for kind in ("vit_b_16, small", "bert", "gpt2", "llama"):
+        model = sparse(CASES[kind].make)
+        plain = nm.decompress(nm.compress(model, backend="reference"))
+        state = plain.state_dict()
+        assert set(state) == set(model.state_dict())
+        for name, tensor in model.state_dict().items():
+            assert_close(state[name], tensor, rtol=0, atol=0)
