@@ -17,7 +17,7 @@ enum nms_activation { NMS_NONE = 0, NMS_RELU, NMS_GELU, NMS_GELU_TANH, NMS_SILU 
 enum nms_mode { NMS_COLUMNS = 0, NMS_TOKENS = 1 };
 
 typedef struct nms_product {
-  const float* values;     // [groups, blocks, windows * slots, lanes]
+  const float* values;     // [groups, blocks, windows, slots, lanes]
   const uint32_t* places;  // [groups, blocks, windows * slots / 8, lanes], 8 positions each
   const float* x;
   const float* bias;       // [groups * rows], or null

@@ -84,7 +84,7 @@ class Masters:
     def follow(self) -> None:
         """Go where the model has gone."""
         followed = [master.follow() for master in self._all]
-        if any(followed):
+        if any(followed) or self._lost():
             self._gather()
 
     def overwritten(self, look_inside: bool) -> Iterator[MasterWeight]:
@@ -103,11 +103,16 @@ class Masters:
                 yield master
             master.version = master.local._version
 
+    def _lost(self) -> bool:
+        """Whether a shard has other memory than the native kernel knows, its dtype the same."""
+        taken = zip(self._fast, self._taken, strict=True)
+        return any(master.local.data_ptr() != memory.data_ptr() for master, memory in taken)
+
     def _gather(self) -> None:
         """Sort the weights into those that the native kernel takes and the others."""
         self._fast: list[MasterWeight] = []
         self._slow: list[MasterWeight] = []
-        weights = []
+        weights: list[native.NativeWeight] = []
         for master in self._all:
             rows = _rows(master) if self._plain_method else None
             if rows is None:
@@ -116,6 +121,7 @@ class Masters:
                 self._fast.append(master)
                 n, m = master.pattern.n, master.pattern.m
                 weights.append(native.NativeWeight(master.memory, master.dense, rows, n, m))
+        self._taken = [weight.weight for weight in weights]
         if weights:
             self._batch = native.Batch(weights)
 

@@ -1,41 +1,89 @@
-"""What is promised about a parameter: the pattern it follows, and who keeps it so."""
+"""What is promised about the weights of a model: which pattern each follows, and who keeps it so.
+
+A promise is about a place, an attribute of a module, whatever Parameter stands there: FSDP2 and
+``load_state_dict(assign=True)`` put others in. A weak reference to the parameter itself would keep
+torch from moving it: `torch.utils.swap_tensors`, which casts a DTensor, refuses it.
+"""
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+from weakref import WeakSet
 
 from torch import nn
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary
 
 from nmsparsity.pattern import Pattern
-
-_patterns = WeakTensorKeyDictionary()
-_keepers = WeakTensorKeyDictionary()
+from nmsparsity.sites import Site
 
 
-def declare(parameter: nn.Parameter, pattern: Pattern) -> None:
-    """Note that this parameter is promised to follow a pattern."""
-    _patterns[parameter] = pattern
+class Keeper(Protocol):
+    """Keeps one parameter N:M as long as it lives."""
+
+    parameter: nn.Parameter
 
 
-def declared(parameter: nn.Parameter) -> Pattern | None:
-    """The pattern that this parameter is promised to follow, if any."""
-    pattern: Pattern | None = _patterns.get(parameter)  # type: ignore[no-untyped-call]
-    return pattern
+# {module: {attribute: Pattern}}; modules by identity, as not all of them can be hashed.
+_patterns = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+_keepers: WeakSet[Keeper] = WeakSet()
 
 
-def withdraw(parameter: nn.Parameter) -> None:
-    """Nobody keeps this parameter N:M from here on."""
-    _patterns.pop(parameter, None)  # type: ignore[no-untyped-call]
-    _keepers.pop(parameter, None)  # type: ignore[no-untyped-call]
+def declare(patterns: Mapping[Site, Pattern]) -> None:
+    """Note what these weights are promised to follow, but for those that a keeper keeps."""
+    free = _not_kept(patterns)
+    withdraw(free)
+    for site in free:
+        _patterns.setdefault(site.module, {})[site.attribute] = patterns[site]  # type: ignore[no-untyped-call]
 
 
-def claim(parameter: nn.Parameter, keeper: object) -> None:
-    """Note who keeps this parameter N:M, as long as the keeper lives."""
-    _keepers[parameter] = weakref.ref(keeper)
+def declared() -> dict[int, Pattern]:
+    """The promised patterns, by the identity of the parameters that stand in those places now."""
+    found = ((_held(module, attribute), its[attribute]) for module, its, attribute in _places())
+    return {id(parameter): pattern for parameter, pattern in found if parameter is not None}
 
 
-def claimed(parameter: nn.Parameter) -> bool:
-    """Whether someone alive keeps this parameter N:M."""
-    keeper = _keepers.get(parameter)  # type: ignore[no-untyped-call]
-    return keeper is not None and keeper() is not None
+def withdraw(sites: Iterable[Site]) -> None:
+    """End what is promised about these weights, but for those that a keeper keeps.
+
+    Under all its names, where a parameter stands in several places.
+    """
+    free = _not_kept(sites)
+    for site in free:
+        _patterns.get(site.module, {}).pop(site.attribute, None)  # type: ignore[no-untyped-call]
+    held = (_held(site.module, site.attribute) for site in free)
+    ended = {id(parameter) for parameter in held if parameter is not None}
+    for module, its, attribute in _places():
+        if id(_held(module, attribute)) in ended:
+            del its[attribute]
+
+
+def claim(keeper: Keeper) -> None:
+    """Note who keeps a parameter N:M."""
+    _keepers.add(keeper)
+
+
+def release(keeper: Keeper) -> None:
+    """This one keeps its parameter no longer."""
+    _keepers.discard(keeper)
+
+
+def claimed() -> set[int]:
+    """The parameters that someone alive keeps N:M, by identity."""
+    return {id(keeper.parameter) for keeper in _keepers}
+
+
+def _not_kept(sites: Iterable[Site]) -> list[Site]:
+    kept = claimed()
+    return [site for site in sites if id(_held(site.module, site.attribute)) not in kept]
+
+
+def _places() -> Iterator[tuple[nn.Module, dict[str, Pattern], str]]:
+    """Every place with a promise: module, the promises of that module, attribute."""
+    for module, its in _patterns.items():  # type: ignore[no-untyped-call]
+        for attribute in list(its):
+            yield module, its, attribute
+
+
+def _held(module: nn.Module, attribute: str) -> nn.Parameter | None:
+    return module._parameters.get(attribute)

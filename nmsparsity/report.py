@@ -110,10 +110,11 @@ def verify(model: nn.Module, pattern: Patterns | None = None) -> Report:
     if pattern is not None:
         selection = select(model, pattern, remainder="pad")
         return describe(selection.targets, selection.skipped)
-    targets, skipped = [], []
+    targets, skipped, promised = [], [], declared()
     for site in sites(model):
         check_memory(site.name, site.parameter)
-        found = declared(site.parameter) or shown(local_shard(site.parameter), site.layout)
+        found = promised.get(id(site.parameter))
+        found = found or shown(local_shard(site.parameter), site.layout)
         if found is None:
             skipped.append(Skipped(site.name, site.shape, "dense: it shows no pattern"))
         else:

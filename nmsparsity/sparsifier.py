@@ -17,7 +17,7 @@ from nmsparsity.methods.base import Step
 from nmsparsity.optimizer_state import OptimizerState
 from nmsparsity.optimizers import check_optimizer, groups_by_parameter
 from nmsparsity.pattern import Axis
-from nmsparsity.promises import claim, claimed, declare, withdraw
+from nmsparsity.promises import claim, claimed, declare, release, withdraw
 from nmsparsity.report import Report, describe
 from nmsparsity.sites import sites, unwrap
 from nmsparsity.targets import (
@@ -114,17 +114,18 @@ class Sparsifier:
         self._group_of = groups_by_parameter(optimizer)
         self._exposed = 0
         self._is_torchs = type(optimizer).__module__.startswith("torch.optim")
+        kept = claimed()
         for master in self._masters:
-            if claimed(master.parameter):
+            if id(master.parameter) in kept:
                 raise ValueError(
                     f"layer {master.name!r} is kept sparse by another sparsifier already; call its "
                     "remove() first"
                 )
             master.check_finite(master.dense)
         self._masters.project()
+        declare({master.site: master.pattern for master in self._masters})
         for master in self._masters:
-            claim(master.parameter, self)
-            declare(master.parameter, master.pattern)
+            claim(master)
         self._watch = Watch(list(self._masters))
         self._state = OptimizerState(list(self._masters))
         if self._state.take_loaded(optimizer):
@@ -174,7 +175,7 @@ class Sparsifier:
             if site is None or site.shape != master.site.shape:
                 raise ValueError(f"the model has no layer {master.name!r} {master.site.shape}")
             master.project_copy(site.parameter)
-            declare(site.parameter, master.pattern)
+        declare({found[master.name]: master.pattern for master in self._masters})
         return model
 
     def telemetry(self) -> Telemetry:
@@ -219,7 +220,8 @@ class Sparsifier:
         for hook in self._hooks:
             hook.remove()
         for master in self._masters:
-            withdraw(master.parameter)
+            release(master)
+        withdraw(master.site for master in self._masters)
 
     # What happens around the optimizer step.
 

@@ -10,7 +10,9 @@ from torch.nn.utils import parametrize
 from nmsparsity.packed import PackedFileError, load, read, save, write
 from nmsparsity.pattern import Pattern
 from nmsparsity.promises import declare, declared
+from nmsparsity.report import verify
 from nmsparsity.sites import sites
+from nmsparsity.sparsifier import sparsify
 
 
 class Net(nn.Module):
@@ -37,8 +39,12 @@ def prune_(model, names, pattern=Pattern(2, 4), promise=False):  # noqa: B008
                 weight = site.parameter
                 weight.mul_(pattern.mask(weight.abs(), site.layout))
                 if promise:
-                    declare(weight, pattern)
+                    declare({site: pattern})
     return model
+
+
+def promised(module):
+    return declared().get(id(module.weight))
 
 
 def net(promise=False):
@@ -75,9 +81,9 @@ def test_a_model_comes_back_exactly(tmp_path, promise):
         "embedding.weight",
     }
     assert loaded.decoder.weight is loaded.embedding.weight
-    assert declared(loaded.conv.weight) == Pattern(2, 4)
-    assert declared(loaded.decoder.weight) == Pattern(2, 4)
-    assert declared(loaded.head.weight) is None
+    assert promised(loaded.conv) == Pattern(2, 4)
+    assert promised(loaded.decoder) == Pattern(2, 4)
+    assert promised(loaded.head) is None
 
 
 def test_saved_is_a_sentence_with_true_numbers(tmp_path):
@@ -114,7 +120,7 @@ def test_a_given_pattern_that_does_not_hold_is_refused(tmp_path):
 
 def test_a_given_pattern_is_used_and_a_declared_one_comes_first(tmp_path):
     model = net()
-    declare(model.up.weight, Pattern(2, 4))
+    declare({sites(model.up)[0]: Pattern(2, 4)})
     save(model, tmp_path / "net", {"conv": "3:4", "up": "4:8"})
     packed = read(tmp_path / "net").packed
     assert packed["conv.weight"].pattern == Pattern(3, 4)
@@ -124,7 +130,7 @@ def test_a_given_pattern_is_used_and_a_declared_one_comes_first(tmp_path):
 
 def test_a_dense_promise_is_stored_plain(tmp_path):
     model = nn.Linear(8, 8)
-    declare(model.weight, Pattern(4, 4))
+    declare({sites(model)[0]: Pattern(4, 4)})
     assert save(model, tmp_path / "net").weights == ()
 
 
@@ -208,7 +214,50 @@ def test_a_damaged_file_changes_nothing(tmp_path):
     with pytest.raises(PackedFileError, match="checksum"):
         load(tmp_path / "net", model)
     assert_same(model, before)
-    assert declared(model.conv.weight) is None
+    assert promised(model.conv) is None
+
+
+def test_a_dense_file_ends_the_promises_of_before(tmp_path):
+    torch.manual_seed(2)
+    save(Net(), tmp_path / "dense")
+    model = net(promise=True)
+    load(tmp_path / "dense", model)
+    assert [promised(layer) for layer in (model.conv, model.up, model.decoder)] == [None] * 3
+    assert not verify(model).sparse
+    assert save(model, tmp_path / "again").weights == ()
+
+
+def test_a_sparse_file_ends_the_promises_that_it_does_not_make(tmp_path):
+    save(prune_(other(), ("head.weight",), Pattern(1, 4)), tmp_path / "net")
+    model = net(promise=True)
+    load(tmp_path / "net", model)
+    assert promised(model.head) == Pattern(1, 4)
+    assert [row.name for row in verify(model).sparse] == ["head.weight"]
+    assert verify(model).ok
+
+
+def test_a_refused_file_ends_no_promise(tmp_path):
+    save(nn.Linear(4, 4), tmp_path / "net")
+    model = net(promise=True)
+    with pytest.raises(ValueError, match="does not fit"):
+        load(tmp_path / "net", model)
+    assert promised(model.conv) == Pattern(2, 4)
+
+
+@pytest.mark.parametrize("pattern", [None, Pattern(1, 4)])
+def test_a_file_ends_no_promise_that_a_sparsifier_keeps(tmp_path, pattern):
+    source = nn.Linear(16, 16)
+    save(prune_(source, ("weight",), pattern) if pattern else source, tmp_path / "net")
+    model = nn.Linear(16, 16)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparsifier = sparsify(model, optimizer, "2:4")
+    load(tmp_path / "net", model)
+    assert promised(model) == Pattern(2, 4)
+    model(torch.ones(2, 16)).sum().backward()
+    optimizer.step()
+    assert verify(model).ok
+    sparsifier.remove()
+    assert promised(model) is None
 
 
 def test_ties_that_the_file_does_not_have_are_refused_unless_equal(tmp_path):

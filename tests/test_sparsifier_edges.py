@@ -25,7 +25,8 @@ def train(model: nn.Module, optimizer: Optimizer, steps: int = 3, first: int = 0
     for seed in range(first, first + steps):
         g = torch.Generator().manual_seed(seed)
         optimizer.zero_grad()
-        model(torch.randn(4, 8, generator=g)).pow(2).mean().backward()
+        batch = torch.randn(4, 8, generator=g).to(next(model.parameters()).dtype)
+        model(batch).pow(2).mean().backward()
         optimizer.step()
 
 
@@ -302,9 +303,6 @@ def test_a_shape_changed_under_the_parameter_names_the_layer() -> None:
 # Moves that swap tensors.
 
 
-@pytest.mark.xfail(
-    strict=True, reason="RuntimeError: Cannot swap t1 because it has weakref associated with it"
-)
 def test_a_sharded_model_can_be_cast() -> None:
     """DTensors are moved by `swap_tensors`, which refuses tensors that a weak reference knows."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -316,8 +314,69 @@ def test_a_sharded_model_can_be_cast() -> None:
         train(model, optimizer)
         model.to(torch.float64)
         assert sparsifier.report().ok
+        assert nm.verify(model).ok
+        assert dense(sparsifier).dtype == torch.float64
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("casts", [[torch.float64], [torch.float64, torch.float32], [torch.half]])
+@pytest.mark.parametrize("method", ["sr_ste", "fixed"])
+def test_a_sharded_model_trains_on_like_a_whole_one_after_casts(
+    casts: list[torch.dtype], method: str
+) -> None:
+    """Also where it has its old dtype again, in new memory."""
+    model, optimizer, sparsifier = pair(method=method)
+    model.to(casts[-1])
+    train(model, optimizer)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        sharded = mlp()
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (1,)))
+        its_optimizer = SGD(sharded.parameters(), 0.1, momentum=0.9)
+        its = nm.sparsify(sharded, its_optimizer, "2:4", method=method)
+        for dtype in casts:
+            sharded.to(dtype)
+        train(sharded, its_optimizer)
+        assert nm.verify(sharded).ok
+        exact(sharded[0].weight.to_local(), model[0].weight.detach())
+        exact(dense(its).to_local(), dense(sparsifier))
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtypes", [[torch.float64], [torch.float64, torch.float32]])
+def test_a_model_whose_parameters_are_swapped_takes_its_dense_weights_along(
+    dtypes: list[torch.dtype],
+) -> None:
+    model, optimizer, sparsifier = pair()
+    train(model, optimizer)
+    before = dense(sparsifier)
+    optimizer.zero_grad()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        for dtype in dtypes:
+            model.to(dtype)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    exact(dense(sparsifier), before.to(dtypes[-1]))
+    train(model, optimizer)
+    assert nm.verify(model).ok
+
+
+def test_after_replaced_parameters_the_old_sparsifier_neither_hinders_nor_ends_the_new() -> None:
+    model, _, old = pair()
+    model.load_state_dict(mlp(1).state_dict(), assign=True)
+    optimizer = SGD(model.parameters(), 0.1)
+    new = nm.sparsify(model, optimizer, "1:4")
+    old.remove()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    assert [row.pattern for row in nm.verify(model).sparse] == ["1:4"] * 2
+    with pytest.raises(ValueError, match=r"'0\.weight' .*kept sparse by a sparsifier"):
+        nm.prune(model)
+    new.remove()
+    assert nm.verify(model).rows[-1].pattern is None
 
 
 # Odd optimizers.

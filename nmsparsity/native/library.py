@@ -73,9 +73,15 @@ def choose(name: str) -> None:
     _choose(library, name)
 
 
-def call(function: str, weights: Any, count: int) -> None:
-    """Run a function of csrc/nmsparsity.h on descriptors of weights."""
-    status = getattr(_library(), function)(weights, count)
+def lanes() -> int:
+    """Rows of a block of a packed weight, under the instruction set in use; 0 without a library."""
+    library = _library()
+    return 0 if library is None else int(library.nms_lanes())
+
+
+def call(function: str, *arguments: Any) -> None:
+    """Run a function of csrc/nmsparsity.h or csrc/product.h."""
+    status = getattr(_library(), function)(*arguments)
     if status:
         raise RuntimeError(f"{function} failed with status {status}: please report this")
 
@@ -100,7 +106,8 @@ def _library() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(str(path))
     library.nms_isa.restype = ctypes.c_char_p
-    library.nms_abi.restype = ctypes.c_int64
+    for function in (library.nms_abi, library.nms_product_abi, library.nms_lanes):
+        function.restype = ctypes.c_int64
     if library.nms_abi() != ctypes.sizeof(WeightStruct):
         raise RuntimeError(f"{path} is of another version of nmsparsity: install it again")
     for function in (library.nms_project, library.nms_add_term):

@@ -17,7 +17,7 @@ from nmsparsity.packed.infer import infer
 from nmsparsity.packed.storable import check_storable
 from nmsparsity.packed.weight import DTYPES, PackedWeight
 from nmsparsity.pattern import Pattern
-from nmsparsity.promises import declare, declared
+from nmsparsity.promises import declare, declared, withdraw
 from nmsparsity.sites import Site, canonical, sites, unwrap
 from nmsparsity.targets import Patterns, select
 
@@ -107,8 +107,9 @@ def save(
 def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
     """Read a packed file into a model of the same architecture, in place; all or nothing.
 
-    The patterns in the file are declared on the parameters, so that `verify` and `save` know
-    them. Ties, devices and memory formats stay as the model has them.
+    The patterns in the file are declared for the weights, so that `verify` and `save` know them;
+    what `prune` or `load` promised of the others before ends. What a sparsifier keeps stays its
+    own. Ties, devices and memory formats stay as the model has them.
 
     Returns:
         The metadata given to `save`.
@@ -131,9 +132,9 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
     values = contents.tensors | unpacked
     inner = unwrap(model)
     inner.load_state_dict({name: values[canonical(name)] for name in inner.state_dict()})
-    for name, weight in contents.packed.items():
-        if name in found:
-            declare(found[name].parameter, weight.pattern)
+    packed = contents.packed
+    withdraw(found.values())
+    declare({site: packed[name].pattern for name, site in found.items() if name in packed})
     return contents.metadata
 
 
@@ -152,12 +153,12 @@ def _patterns(model: nn.Module, given: Patterns | None) -> dict[int, tuple[Site,
     if given is not None:
         targets = select(model, given, remainder="pad").targets
         selected = {id(target.site.parameter): target.pattern for target in targets}
-    chosen = {}
+    chosen, promised = {}, declared()
     for site in sites(model):
-        parameter = site.parameter
-        pattern = declared(parameter) or selected.get(id(parameter)) or _inferred(site)
+        key = id(site.parameter)
+        pattern = promised.get(key) or selected.get(key) or _inferred(site)
         if pattern is not None and not pattern.dense:
-            chosen[id(parameter)] = (site, pattern)
+            chosen[key] = (site, pattern)
     return chosen
 
 

@@ -50,10 +50,11 @@ def prune(
         model, pattern, include=include, exclude=exclude, remainder=remainder, axis=axis
     )
     selection.require(pattern)
+    kept = claimed()
     for target in selection.targets:
         parameter, site = target.site.parameter, target.site
         check_memory(site.name, parameter)
-        if claimed(parameter):
+        if id(parameter) in kept:
             raise ValueError(
                 f"layer {site.name!r} {list(site.shape)} is kept sparse by a sparsifier, which "
                 "would undo this; call its remove() first"
@@ -65,5 +66,5 @@ def prune(
         weight = local_shard(target.site.parameter)
         mask = masks.mask(criterion.score(weight), target.pattern, target.site.layout)
         weight.masked_fill_(~mask, 0.0)
-        declare(target.site.parameter, target.pattern)
+    declare({target.site: target.pattern for target in selection.targets})
     return describe(selection.targets, selection.skipped)

@@ -1,0 +1,143 @@
+"""The native kernels: fp32 on any CPU, C++ in csrc/, in torch's own threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nmsparsity import native
+from nmsparsity.kernels.base import Kernel, kernel
+from nmsparsity.kernels.plan import Planner
+from nmsparsity.kernels.problem import Problem, memory_format
+from nmsparsity.kernels.tiles import make_tiles, read_tiles, windows_of
+from nmsparsity.native.library import lanes
+from nmsparsity.native.product import Product, multiply
+from nmsparsity.packed.weight import PackedWeight
+
+_ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+
+
+@kernel
+class NativeKernel(Kernel):
+    """Multiplies by what is kept and by nothing else: AVX-512, AVX2 or portable C++.
+
+    Results are the same to the last bit for every number of threads and every plan. An infinite
+    or NaN activation that only meets pruned weights may leave no trace, where dense computing
+    makes NaN of 0 times infinity.
+
+    >>> from nmsparsity.pattern import Pattern
+    >>> weight = torch.tensor([[0.0, 1.0, 2.0, 0.0]])
+    >>> problem = Problem("linear", (1, 4), Pattern(2, 4), torch.float32)
+    >>> kernel = NativeKernel()
+    >>> if kernel.refuses(problem) is None:
+    ...     tiles = kernel.tile(problem, PackedWeight.pack(weight, problem.pattern))
+    ...     y = kernel.run(problem, tiles, torch.tensor([[1.0, 10.0, 100.0, 1000.0]]))
+    ...     assert y.tolist() == [[210.0]]
+    """
+
+    name = "native"
+    priority = 10
+
+    def __init__(self) -> None:
+        self._planner = Planner()
+
+    def refuses(self, problem: Problem) -> str | None:
+        """Why not: no library, or another dtype than fp32."""
+        if not native.available():
+            return "nmsparsity was installed without its native library"
+        if problem.dtype != torch.float32:
+            return f"it computes in torch.float32, the weight is {problem.dtype}"
+        return None
+
+    def tile(self, problem: Problem, weight: PackedWeight) -> tuple[Tensor, ...]:
+        """Values and positions, see `nmsparsity.kernels.tiles`."""
+        return make_tiles(problem, weight.unpack(), lanes())
+
+    def untile(self, problem: Problem, tiles: Sequence[Tensor]) -> PackedWeight:
+        weight = read_tiles(problem, tuple(tile.cpu() for tile in tiles))
+        return PackedWeight.pack(weight, problem.pattern, name=problem.name)
+
+    def run(
+        self,
+        problem: Problem,
+        tiles: Sequence[Tensor],
+        x: Tensor,
+        bias: Tensor | None = None,
+        activation: str = "none",
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        self._check(problem, tiles, x)
+        form = memory_format(x)
+        shape = problem.output_shape(x.shape)
+        y = torch.empty(shape, dtype=x.dtype, memory_format=form)
+        if not y.numel():
+            return y
+        last = problem.kind == "linear" or form == torch.channels_last
+        product = _product(problem, tiles, x.shape, shape, last)
+        product.x, product.y = x.data_ptr(), y.data_ptr()
+        product.bias = None if bias is None else bias.data_ptr()
+        product.residual = None if residual is None else residual.data_ptr()
+        product.activation = _ACTIVATIONS.index(activation)
+        key = (problem, tuple(tiles[0].shape), tuple(x.shape), last, activation, residual is None)
+        self._planner.plan(key, product, tiles[0].shape[2]).set(product)
+        multiply(product)
+        return y
+
+    def _check(self, problem: Problem, tiles: Sequence[Tensor], x: Tensor) -> None:
+        if any(not tensor.is_cpu for tensor in (x, *tiles)):
+            raise ValueError(
+                f"layer {problem.name!r}: the native kernel runs on the CPU, the input is on "
+                f"{x.device} and the weight on {tiles[0].device}; decompress the model to move it"
+            )
+        if tiles[0].shape[2] != lanes():
+            raise ValueError(
+                f"layer {problem.name!r}: its weight is laid out for {tiles[0].shape[2]} lanes, "
+                f"instruction set {native.isa()!r} has {lanes()}; load its state_dict here"
+            )
+
+
+def _product(
+    problem: Problem, tiles: Sequence[Tensor], x: Sequence[int], y: Sequence[int], last: bool
+) -> Product:
+    """The problem as a convolution: a linear layer has one image, of one row of pixels."""
+    _, slots, _ = tiles[0].shape
+    linear = problem.kind == "linear"
+    pixels = 1
+    for size in x[:-1] if linear else ():
+        pixels *= size
+    images, height, width = (1, 1, pixels) if linear else (x[0], x[2], x[3])
+    out_height, out_width = (1, pixels) if linear else (y[2], y[3])
+    inputs, outputs = problem.inputs, problem.outputs
+    size, out_size = height * width, out_height * out_width
+    kernel_size = (1, 1) if linear else problem.shape[2:]
+    return Product(
+        values=tiles[0].data_ptr(),
+        places=tiles[1].data_ptr(),
+        groups=problem.groups,
+        rows=outputs // problem.groups,
+        channels=problem.shape[1],
+        images=images,
+        height=height,
+        width=width,
+        out_height=out_height,
+        out_width=out_width,
+        x_image=size * inputs,
+        x_channel=1 if last else size,
+        x_pixel=inputs if last else 1,
+        y_image=out_size * outputs,
+        y_channel=1 if last else out_size,
+        y_pixel=outputs if last else 1,
+        kernel_height=kernel_size[0],
+        kernel_width=kernel_size[1],
+        stride_y=problem.stride[0],
+        stride_x=problem.stride[1],
+        pad_y=problem.padding[0],
+        pad_x=problem.padding[1],
+        dilate_y=problem.dilation[0],
+        dilate_x=problem.dilation[1],
+        windows=windows_of(tiles),
+        slots=slots,
+        threads=torch.get_num_threads(),
+    )

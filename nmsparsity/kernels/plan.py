@@ -1,0 +1,80 @@
+"""How the native kernels go about one problem and input shape: measured once, kept."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nmsparsity.native import isa
+from nmsparsity.native.product import COLUMNS, TOKENS, WINDOW, Product, multiply
+
+_FIRST_CACHE = 32768
+_WORTH_MEASURING = 2_000_000  # multiply-adds; below that the first plan is as good
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of the work; results do not depend on it, to the last bit.
+
+    Attributes:
+        mode: ``COLUMNS``, lanes are pixels, or ``TOKENS``, lanes are output rows.
+        vectors: vectors of pixels in a tile, or pixels at a time.
+        depth: windows of inputs in a tile.
+    """
+
+    mode: int
+    vectors: int
+    depth: int = 1
+
+    def set(self, product: Product) -> None:
+        """Have the product follow this plan, in place."""
+        product.mode, product.vectors, product.depth = self.mode, self.vectors, self.depth
+
+
+def plans(product: Product, lanes: int) -> Iterator[Plan]:
+    """What is worth trying, the most likely one first."""
+    pixels = product.images * product.out_height * product.out_width
+    if product.x_channel == 1 and product.channels % WINDOW == 0:
+        yield Plan(TOKENS, min(8, pixels))
+        if pixels > 8:
+            yield Plan(TOKENS, 4)
+        if pixels < 2 * lanes:
+            return
+    step = 8 // product.slots if product.slots in (1, 2, 4) else {6: 4, 12: 2}.get(product.slots, 1)
+    for vectors in (8, 6, 4, 3):
+        depth = _FIRST_CACHE // (4 * WINDOW * vectors * lanes)
+        depth = min(max(depth // step, 1) * step, product.windows)
+        if vectors == 3 or pixels > (vectors - 2) * lanes:
+            yield Plan(COLUMNS, vectors, depth)
+
+
+class Planner:
+    """Remembers the fastest plan of every problem, shape and number of threads."""
+
+    def __init__(self) -> None:
+        self._known: dict[object, Plan] = {}
+
+    def plan(self, key: object, product: Product, lanes: int) -> Plan:
+        """The plan for this product; measured on it when it is met the first time."""
+        key = (key, product.threads, isa())
+        if key not in self._known:
+            tried = list(plans(product, lanes))
+            work = product.images * product.out_height * product.out_width * product.rows
+            small = work * product.groups * product.windows * product.slots < _WORTH_MEASURING
+            self._known[key] = tried[0] if small or len(tried) == 1 else _fastest(tried, product)
+        return self._known[key]
+
+
+def _fastest(tried: list[Plan], product: Product) -> Plan:
+    """The one with the lowest median; they take turns, so that a disturbance meets all."""
+    times: dict[Plan, list[float]] = {plan: [] for plan in tried}
+    for _ in range(_ROUNDS):
+        for plan in tried:
+            plan.set(product)
+            start = time.perf_counter()
+            multiply(product)
+            times[plan].append(time.perf_counter() - start)
+    return min(times, key=lambda plan: statistics.median(times[plan]))
