@@ -386,6 +386,11 @@ def test_a_weight_that_others_read_is_seen_in_the_trace() -> None:
     assert "nothing calls it" in found["unused"].reason
 
 
+def test_a_weight_that_others_read_is_not_folded_into() -> None:
+    found = two(lambda m, x: m.norm(m.conv(x)) + m.conv.weight.sum())
+    assert (found["conv"].kernel, found["conv"].fused) == (None, ())
+
+
 class Branching(nn.Module):
     """Cannot be traced as a whole; its block can."""
 

@@ -92,8 +92,9 @@ class _Compression:
         """All steps in order."""
         layers = set(self.work.layers)
         traced = self._trace(layers)
-        fold_batch_norms(self.work.model, traced, layers, self._ranks(), self.notes)
-        found = chains(self.work.model, traced, layers)
+        alone = layers - traced.read
+        fold_batch_norms(self.work.model, traced, alone, self._ranks(), self.notes)
+        found = chains(self.work.model, traced, alone)
         chosen = self._choose(found, traced.read)
         packed = self._pack(chosen)
         self._fuse(traced, chains(self.work.model, traced, set(packed)), packed)
