@@ -24,8 +24,9 @@ def test_a_run_takes_a_tensor_a_tuple_or_names() -> None:
             return x.add_(y)
 
     one = torch.ones(2)
-    for inputs in ((one, one), [one, one], {"x": one, "y": one}):
+    for inputs in ((one, one), {"x": one, "y": one}):
         assert torch.equal(run(Add(), inputs), torch.full((2,), 2.0))
+    assert run(nn.Identity(), [one, one])[1] is not one
     assert torch.equal(run(nn.ReLU(inplace=True), -one), torch.zeros(2))
     assert torch.equal(one, torch.ones(2))
 

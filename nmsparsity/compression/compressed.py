@@ -51,8 +51,9 @@ def compress(
 
     Args:
         model: any module; ``torch.compile`` and DDP wrappers are left out.
-        example_inputs: a tensor, a tuple of arguments, or a mapping of named ones. With them the
-            result of tracing is checked against the model, and ``backend="auto"`` measures dense
+        example_inputs: a tuple of arguments, a mapping of named ones, or anything else as the one
+            argument; of the shapes that the model will be used with. With them the result
+            of tracing is checked against the model, and ``backend="auto"`` measures dense
             torch against every kernel for each layer and takes the fastest: a layer stays dense
             where that is. Without them, ``"auto"`` packs all that a kernel can run.
         backend: ``"auto"``, or the name of a kernel, which is then used for every layer that it
