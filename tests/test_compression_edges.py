@@ -349,6 +349,48 @@ def test_a_trace_that_goes_astray_is_noticed() -> None:
     assert "another result on the example inputs" in rows(packed)["fc"].reason
 
 
+class Reader(nn.Module):
+    """Reads the weight of a layer itself, and has one it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.unused, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(functional.linear(x, self.fc.weight, self.fc.bias))
+
+
+class UntracedReader(Reader):
+    """The same, out of reach for a tracer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum() < 1e9 else x
+
+
+@pytest.mark.parametrize("kind", [Reader, UntracedReader])
+def test_a_weight_that_others_read_stays_dense(kind: type[Reader]) -> None:
+    torch.manual_seed(0)
+    model, x = pruned(kind()), torch.randn(2, 8)
+    packed = nm.compress(model, x, backend="reference")
+    assert_close(packed(x), model(x))
+    found = rows(packed)
+    assert (found["fc"].kernel, found["out"].kernel) == (None, "reference")
+    assert "read" in found["fc"].reason
+    assert "nothing calls it" in found["unused"].reason
+
+
+def test_a_weight_that_others_read_is_seen_in_the_trace() -> None:
+    found = rows(nm.compress(pruned(Reader()), backend="reference"))
+    assert [row.kernel for row in found.values()] == [None, None, "reference"]
+    assert "others read its weight themselves" in found["fc"].reason
+    assert "nothing calls it" in found["unused"].reason
+
+
+def test_a_weight_that_others_read_is_not_folded_into() -> None:
+    found = two(lambda m, x: m.norm(m.conv(x)) + m.conv.weight.sum())
+    assert (found["conv"].kernel, found["conv"].fused) == (None, ())
+
+
 class Branching(nn.Module):
     """Cannot be traced as a whole; its block can."""
 

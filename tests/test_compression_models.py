@@ -39,6 +39,11 @@ def vit() -> nn.Module:
     return model
 
 
+def swin() -> nn.Module:
+    sizes = {"embed_dim": 16, "depths": [1, 2], "num_heads": [2, 2], "window_size": [4, 4]}
+    return vision.SwinTransformer([4, 4], **sizes, num_classes=8)
+
+
 def bert() -> nn.Module:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     return BertModel(BertConfig(vocab_size=48, intermediate_size=64, **sizes))
@@ -97,6 +102,13 @@ CASES = {
         14,
         {"batch norm": 14, "residual": 4, "relu": 11},
     ),
+    "timm efficientnet": Case(
+        lambda: timm.create_model("test_efficientnet", num_classes=8),
+        images,
+        14,
+        {"batch norm": 10, "silu": 8},
+    ),
+    "swin_t, small": Case(swin, images, 7, {"residual": 3, "gelu": 3}),
     "bert": Case(bert, lambda: {"input_ids": tokens()}, 12, {"gelu": 2, "residual": 4}),
     "gpt2": Case(gpt2, lambda: {"input_ids": tokens()}, 8, {}),
     "llama": Case(llama, lambda: {"input_ids": tokens()}, 14, {"silu": 2}),

@@ -142,6 +142,20 @@ def test_methods_know_no_module(name: str) -> None:
     assert {part(i) for i in ours(name)} <= {"methods", "registry"}
 
 
+@pytest.mark.parametrize("name", [n for n in INSIDE if part(n) == "kernels"])
+def test_kernels_know_no_model(name: str) -> None:
+    """Functions of ``torch.nn.functional`` they may call."""
+    tree = ast.parse(modules()[name].read_text())
+    assert "nn" not in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert {part(i) for i in ours(name)} <= {"kernels", "packed", *FLOORS[0], *FLOORS[1]}
+
+
+@pytest.mark.parametrize("name", [n for n in INSIDE if part(n) == "layers"])
+def test_layers_know_no_training(name: str) -> None:
+    allowed = {"layers", "kernels", "packed", *FLOORS[0], *FLOORS[1]}
+    assert {part(i) for i in ours(name)} <= allowed - {"optimizers"}
+
+
 def test_the_face_imports_nothing_at_start() -> None:
     assert {i.split(".")[0] for i in imports(FACE, at_start_only=True)} <= {"importlib", "typing"}
 

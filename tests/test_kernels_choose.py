@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,11 @@ class Quick(ReferenceKernel):
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The reference and the quick kernel, and an empty cache folder."""
     known = {"reference": KERNELS["reference"], "quick": Quick()}
     monkeypatch.setattr(KERNELS, "_things", known)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return iter([None])
 
 
 @pytest.fixture

@@ -28,6 +28,9 @@ from nmsparsity.promises import declare
 from nmsparsity.sites import unwrap
 from nmsparsity.targets import Rules, Selection, Skipped
 
+_READ = "others read its weight themselves, and would read a packed one dense at every call"
+_NOT_CALLED = "nothing calls it: it is not reached, or others read its weight"
+
 
 @torch.no_grad()
 def compress(
@@ -48,8 +51,9 @@ def compress(
 
     Args:
         model: any module; ``torch.compile`` and DDP wrappers are left out.
-        example_inputs: a tensor, a tuple of arguments, or a mapping of named ones. With them the
-            result of tracing is checked against the model, and ``backend="auto"`` measures dense
+        example_inputs: a tuple of arguments, a mapping of named ones, or anything else as the one
+            argument; of the shapes that the model will be used with. With them the result
+            of tracing is checked against the model, and ``backend="auto"`` measures dense
             torch against every kernel for each layer and takes the fastest: a layer stays dense
             where that is. Without them, ``"auto"`` packs all that a kernel can run.
         backend: ``"auto"``, or the name of a kernel, which is then used for every layer that it
@@ -89,9 +93,10 @@ class _Compression:
         """All steps in order."""
         layers = set(self.work.layers)
         traced = self._trace(layers)
-        fold_batch_norms(self.work.model, traced, layers, self._ranks(), self.notes)
-        found = chains(self.work.model, traced, layers)
-        chosen = self._choose(found)
+        alone = layers - traced.read
+        fold_batch_norms(self.work.model, traced, alone, self._ranks(), self.notes)
+        found = chains(self.work.model, traced, alone)
+        chosen = self._choose(found, traced.read)
         packed = self._pack(chosen)
         self._fuse(traced, chains(self.work.model, traced, set(packed)), packed)
         self._close(traced, packed)
@@ -117,15 +122,21 @@ class _Compression:
         ranks = {layer: {len(shape) for shape, _ in seen} for layer, seen in self.calls.items()}
         return {layer: found.pop() if len(found) == 1 else None for layer, found in ranks.items()}
 
-    def _choose(self, found: dict[nn.Module, Chain]) -> dict[nn.Module, Choice]:
+    def _choose(
+        self, found: dict[nn.Module, Chain], read: set[nn.Module]
+    ) -> dict[nn.Module, Choice]:
         """The kernel of every layer, or why it stays dense."""
         measuring = self.backend == "auto" and self.inputs is not None
         choices = Choices() if measuring else None
-        chosen = {}
+        chosen, present = {}, set(self.work.model.modules())
         for module, layer in self.work.layers.items():
             problem = describe(module, layer.pattern, layer.name)
             choice = choose(problem, self.backend)
-            if choices is not None and choice.kernel is not None and module in self.calls:
+            if module in read:
+                choice = Choice(None, reason=_READ)
+            elif module not in present or (self.inputs is not None and module not in self.calls):
+                choice = Choice(None, reason=_NOT_CALLED)
+            elif choices is not None and choice.kernel is not None:
                 weight = packed_weight(module, layer.pattern, layer.name)
                 examples = _examples(self.calls[module], found.get(module))
                 bias = module._parameters["bias"]

@@ -20,14 +20,14 @@ _TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float64: 1e-6}
 
 @torch.no_grad()
 def run(model: nn.Module, inputs: Any) -> Any:
-    """The model's outputs for a tensor, a tuple of arguments, or a mapping of named ones.
+    """The model's outputs for a tuple of arguments, a mapping of named ones, or else one argument.
 
     The model gets a copy: it may write into its inputs, or fill a cache among them.
     """
     inputs = copy.deepcopy(inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def observe(model: nn.Module, inputs: Any, layers: Iterable[nn.Module]) -> tuple[Any, Calls]:

@@ -24,10 +24,12 @@ class Traced:
     Attributes:
         graphs: a module -> its graph, which calls the module's own submodules.
         reasons: a layer outside all graphs -> why.
+        read: layers whose weight is read by others, which would read a packed one dense.
     """
 
     graphs: dict[nn.Module, fx.GraphModule] = field(default_factory=dict)
     reasons: dict[nn.Module, str] = field(default_factory=dict)
+    read: set[nn.Module] = field(default_factory=set)
 
 
 class Tracer(fx.Tracer):
@@ -81,6 +83,7 @@ def _visit(module: nn.Module, layers: set[nn.Module], traced: Traced, seen: set[
         below: Iterable[nn.Module] = module.children()
     else:
         traced.graphs[module] = result
+        traced.read |= _keep_read(module, result, layers)
         calls = {str(node.target) for node in result.graph.nodes if node.op == "call_module"}
         below = [result.get_submodule(target) for target in sorted(calls)]
         for layer in inside:
@@ -121,6 +124,17 @@ def _graph(module: nn.Module, layers: set[nn.Module]) -> fx.GraphModule | str:
         return f"{kind}.forward cannot be traced: {type(error).__name__}: {said:.120}"
     _drop_rank_checks(graph)
     return fx.GraphModule(module, graph, class_name=kind).eval()
+
+
+def _keep_read(module: nn.Module, graph: fx.GraphModule, layers: set[nn.Module]) -> set[nn.Module]:
+    """The layers whose own tensors the graph reads; they stay layers in it, in place."""
+    owners = {str(node.target).rpartition(".")[0] for node in graph.graph.find_nodes(op="get_attr")}
+    known = dict(module.named_modules(remove_duplicate=False))
+    found = {owner: known[owner] for owner in owners if known.get(owner) in layers}
+    for owner, layer in found.items():
+        parent, _, name = owner.rpartition(".")
+        graph.get_submodule(parent)._modules[name] = layer
+    return set(found.values())
 
 
 def _drop_rank_checks(graph: fx.Graph) -> None:

@@ -66,7 +66,7 @@ class PackedLayer(nn.Module):
     @property
     def tiles(self) -> tuple[Tensor, ...]:
         """The weight in the kernel's run-time form."""
-        return tuple(self._buffers[name] for name in self._tile_names)  # type: ignore[misc]
+        return tuple([self._buffers[name] for name in self._tile_names])  # type: ignore[misc]
 
     @property
     def packed(self) -> PackedWeight:
@@ -106,7 +106,7 @@ class PackedLayer(nn.Module):
                 "packed weights"
             )
         form = memory_format(x)
-        x = x.contiguous(memory_format=form)
+        x = x if x.is_contiguous() else x.contiguous(memory_format=form)
         if residual is None:
             return self._call(x, None, activation)
         if not _fits(residual, shape, x.dtype):
@@ -126,10 +126,11 @@ class PackedLayer(nn.Module):
         return result if fits else finish(result, self.activation, residual)
 
     def _call(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+        bias, tiles = self._parameters["bias"], self.tiles
         if torch.compiler.is_compiling():
             names = (self._text, self.kernel_name, activation)
-            return apply(x, list(self.tiles), self.bias, residual, *names)  # type: ignore[no-any-return]
-        return self.kernel.run(self.problem, self.tiles, x, self.bias, activation, residual)
+            return apply(x, list(tiles), bias, residual, *names)  # type: ignore[no-any-return]
+        return KERNELS[self.kernel_name].run(self.problem, tiles, x, bias, activation, residual)
 
     def _tile(self, problem: Problem, weight: PackedWeight) -> None:
         """Take on a weight, in place."""
