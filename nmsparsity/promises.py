@@ -8,7 +8,8 @@ torch from moving it: `torch.utils.swap_tensors`, which casts a DTensor, refuses
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 from weakref import WeakSet
 
 from torch import nn
@@ -24,12 +25,22 @@ class Keeper(Protocol):
     parameter: nn.Parameter
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """An attribute of a module; a `Site` is one, too."""
+
+    module: nn.Module
+    attribute: str
+
+
+P = TypeVar("P", bound=Site | Place)
+
 # {module: {attribute: Pattern}}; modules by identity, as not all of them can be hashed.
 _patterns = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
 _keepers: WeakSet[Keeper] = WeakSet()
 
 
-def declare(patterns: Mapping[Site, Pattern]) -> None:
+def declare(patterns: Mapping[P, Pattern]) -> None:
     """Note what these weights are promised to follow, but for those that a keeper keeps."""
     free = _not_kept(patterns)
     withdraw(free)
@@ -43,7 +54,7 @@ def declared() -> dict[int, Pattern]:
     return {id(parameter): pattern for parameter, pattern in found if parameter is not None}
 
 
-def withdraw(sites: Iterable[Site]) -> None:
+def withdraw(sites: Iterable[P]) -> None:
     """End what is promised about these weights, but for those that a keeper keeps.
 
     Under all its names, where a parameter stands in several places.
@@ -73,7 +84,7 @@ def claimed() -> set[int]:
     return {id(keeper.parameter) for keeper in _keepers}
 
 
-def _not_kept(sites: Iterable[Site]) -> list[Site]:
+def _not_kept(sites: Iterable[P]) -> list[P]:
     kept = claimed()
     return [site for site in sites if id(_held(site.module, site.attribute)) not in kept]
 

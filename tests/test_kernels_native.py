@@ -151,7 +151,7 @@ def test_every_plan_and_thread_count_gives_the_same_bits(isa, last, kernel_size,
     for threads in (1, 2):
         torch.set_num_threads(threads)
         outputs += [kernel.run(problem, tiles, x, None, "silu") for _ in range(14)]
-    assert len(set(tried)) > 8
+    assert len(set(tried)) >= 8
     assert all(torch.equal(outputs[0], other) for other in outputs)
 
 

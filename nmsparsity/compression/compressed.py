@@ -24,7 +24,7 @@ from nmsparsity.layers import PackedLayer, pack
 from nmsparsity.layers.fast_path import leave_fast_paths
 from nmsparsity.layers.packing import describe, packed_weight
 from nmsparsity.layers.plain import keep_hooks
-from nmsparsity.promises import declare
+from nmsparsity.promises import Place, declare
 from nmsparsity.sites import unwrap
 from nmsparsity.targets import Rules, Selection, Skipped
 
@@ -189,7 +189,7 @@ class _Compression:
         leave_fast_paths(self.work.model)
         for module, layer in self.work.layers.items():
             if module not in packed:
-                declare(module._parameters["weight"], layer.pattern)  # type: ignore[arg-type]
+                declare({Place(module, "weight"): layer.pattern})
         self.reasons = traced.reasons
 
     def _rows(

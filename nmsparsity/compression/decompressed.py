@@ -14,7 +14,7 @@ from nmsparsity.compression.swap import swap
 from nmsparsity.layers import PackedLayer, PackedMultiheadAttention
 from nmsparsity.layers.fast_path import take_fast_paths
 from nmsparsity.layers.plain import keep_hooks
-from nmsparsity.promises import declare, declared
+from nmsparsity.promises import Place, declare, declared
 
 _CALLS: dict[str, tuple[Any, dict[str, str]]] = {
     "relu": (functional.relu, {}),
@@ -90,9 +90,7 @@ def _plain(layer: PackedLayer) -> nn.Module:
         )
     plain = layer.plain()
     keep_hooks(layer, plain)
-    parameter = plain._parameters["weight"]
-    assert parameter is not None
-    declare(parameter, layer.problem.pattern)
+    declare({Place(plain, "weight"): layer.problem.pattern})
     return plain
 
 
@@ -101,10 +99,11 @@ def _closed(attention: PackedMultiheadAttention) -> nn.Module:
     keep_hooks(attention, plain)
     homes = {"in_proj_weight": "q_proj", "out_proj.weight": "out_proj"}
     homes |= {f"{name}_weight": name for name in ("q_proj", "k_proj", "v_proj")}
-    for name, parameter in plain.named_parameters():
-        pattern = (
-            declared(attention.get_parameter(f"{homes[name]}.weight")) if name in homes else None
-        )
-        if pattern is not None:
-            declare(parameter, pattern)
+    known = declared()
+    for name, home in homes.items():
+        pattern = known.get(id(attention.get_parameter(f"{home}.weight")))
+        path, _, attribute = name.rpartition(".")
+        place = Place(plain.get_submodule(path), attribute)
+        if pattern is not None and attribute in place.module._parameters:
+            declare({place: pattern})
     return plain

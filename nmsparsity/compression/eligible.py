@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -28,7 +29,9 @@ def eligible(model: nn.Module, include: Rules, exclude: Rules) -> Selection:
         ValueError: when no weight of the model is N:M, and for rules that match nothing.
     """
     found = {site.name: site for site in sites(model)}
-    patterns = {name: pattern for name, site in found.items() if (pattern := _pattern(site))}
+    known = declared()
+    seen = {name: _pattern(site, known) for name, site in found.items()}
+    patterns = {name: pattern for name, pattern in seen.items() if pattern is not None}
     if not patterns:
         raise ValueError(
             f"no weight of this {type(model).__name__} is N:M, nothing can be packed: train it "
@@ -48,11 +51,11 @@ def eligible(model: nn.Module, include: Rules, exclude: Rules) -> Selection:
     )
 
 
-def _pattern(site: Site) -> Pattern | None:
+def _pattern(site: Site, known: Mapping[int, Pattern]) -> Pattern | None:
     parameter = site.parameter
     if parameter.dtype not in DTYPES or parameter.is_meta:
         return None
-    return declared(parameter) or shown(parameter, site.layout)
+    return known.get(id(parameter)) or shown(parameter, site.layout)
 
 
 def _uses(model: nn.Module) -> Counter[int]:

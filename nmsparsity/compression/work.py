@@ -12,7 +12,7 @@ from nmsparsity.compression.swap import swap
 from nmsparsity.layers import PackedMultiheadAttention
 from nmsparsity.layers.plain import keep_hooks
 from nmsparsity.pattern import Pattern
-from nmsparsity.promises import declare
+from nmsparsity.promises import Place, declare
 from nmsparsity.sites import Site
 from nmsparsity.targets import Target
 
@@ -59,7 +59,7 @@ def copied(model: nn.Module, targets: Sequence[Target]) -> Work:
     for target in targets:
         site = target.site
         module = _copy_of(memo, site.module)
-        declare(_copy_of(memo, site.module)._parameters[site.attribute], target.pattern)  # type: ignore[arg-type]
+        declare({Place(module, site.attribute): target.pattern})
         around = attention.get(site.module, site.module)  # type: ignore[call-overload]
         if not isinstance(around, nn.MultiheadAttention):
             work.layers[module] = Layer(site.module_name, target.pattern)

@@ -37,7 +37,7 @@ class Plan:
 def plans(product: Product, lanes: int) -> Iterator[Plan]:
     """What is worth trying, the most likely one first."""
     pixels = product.images * product.out_height * product.out_width
-    if product.x_channel == 1 and product.channels % WINDOW == 0:
+    if product.x_channel == product.y_channel == 1 and product.channels % WINDOW == 0:
         yield Plan(TOKENS, min(8, pixels))
         if pixels > 8:
             yield Plan(TOKENS, 4)
