@@ -51,7 +51,9 @@ class Columns {
 
   Columns(const nms_product& p, std::int64_t group, std::int64_t begin, std::int64_t count)
       : p_(p), group_(group), begin_(begin), count_(count),
-        blocks_((p.rows + lanes - 1) / lanes), gather_(p, group, begin, count, line) {}
+        blocks_((p.rows + lanes - 1) / lanes), gather_(p, group, begin, count, line) {
+    for (std::int64_t i = 0; i < count; ++i) outputs_[i] = output_of(p, gather_.pixel(i));
+  }
 
   // The blocks [from, to) of rows.
   void run(std::int64_t from, std::int64_t to) {
@@ -118,11 +120,6 @@ class Columns {
     p_.y_pixel == 1 ? planar(block, sums) : interleaved(block, sums);
   }
 
-  std::int64_t place(std::int64_t pixel) const {
-    const std::int64_t size = p_.out_height * p_.out_width;
-    return pixel / size * p_.y_image + pixel % size * p_.y_pixel;
-  }
-
   void planar(std::int64_t block, const float* sums) {
     const std::int64_t size = p_.out_height * p_.out_width;
     if (count_ == line && begin_ % size + count_ <= size) return whole(block, sums);
@@ -132,7 +129,7 @@ class Columns {
       for (std::int64_t done = 0; done < count_;) {  // image by image
         const std::int64_t pixel = begin_ + done, left = size - pixel % size;
         const std::int64_t end = count_ - done < left ? count_ : done + left;
-        const std::int64_t at = place(pixel) + row * p_.y_channel - done;
+        const std::int64_t at = outputs_[done] + row * p_.y_channel - done;
         for (std::int64_t k = done; k < end; k += lanes) {
           put(load_first(sums + k, end - k) + bias, at + k, end - k);
         }
@@ -144,7 +141,7 @@ class Columns {
   // Whole vectors, side by side in one image.
   void whole(std::int64_t block, const float* sums) {
     const std::int64_t first = group_ * p_.rows + block * lanes, left = p_.rows - block * lanes;
-    const std::int64_t at = place(begin_) + first * p_.y_channel;
+    const std::int64_t at = outputs_[0] + first * p_.y_channel;
     float* y = p_.y + at;
     const float* residual = p_.residual ? p_.residual + at : nullptr;
     for (int i = 0; i < lanes && i < left; ++i, sums += line) {
@@ -167,7 +164,7 @@ class Columns {
       for (int i = 0; i < lanes; ++i) x[i] = load_floats(sums + i * line + j * lanes);
       transpose(x);
       for (int i = 0; i < lanes && j * lanes + i < count_; ++i) {
-        put(x[i] + bias, place(begin_ + j * lanes + i) + row, rows);
+        put(x[i] + bias, outputs_[j * lanes + i] + row, rows);
       }
     }
   }
@@ -181,6 +178,7 @@ class Columns {
   const nms_product& p_;
   const std::int64_t group_, begin_, count_, blocks_;
   Gather gather_;
+  std::int64_t outputs_[line];
 };
 
 }  // namespace

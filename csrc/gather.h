@@ -17,8 +17,10 @@ class Gather {
          std::int64_t pitch)
       : p_(p), x_(p.x + group * p.channels * p.x_channel), count_(count), pitch_(pitch),
         per_tap_((p.channels + window - 1) / window), planar_(p.x_pixel == 1) {
-    for (std::int64_t i = 0; i < count; ++i) pixels_[i] = pixel_of(p, begin + i);
+    pixels_from(p, begin, count, pixels_);
   }
+
+  const Pixel& pixel(std::int64_t i) const { return pixels_[i]; }
 
   // Windows [from, to) of the inputs: 16 lines each.
   void windows(std::int64_t from, std::int64_t to, float* lines) {
@@ -52,6 +54,7 @@ class Gather {
       }
     }
     full_ = runs_ == 1 && length_[0] == count_;
+    scattered_ = runs_ * 4 > count_;
   }
 
   void planar(std::int64_t channel, std::int64_t left, float* lines) {
@@ -59,6 +62,12 @@ class Gather {
       if (c >= left || !full_) zero(lines);
       if (c >= left) continue;
       const float* from = x_ + (channel + c) * p_.x_channel;
+      if (scattered_) {
+        for (std::int64_t i = 0; i < count_; ++i) {
+          if (at_[i] >= 0) lines[i] = from[at_[i]];
+        }
+        continue;
+      }
       for (std::int64_t run = 0; run < runs_; ++run) {
         copy(from + at_[start_[run]], lines + start_[run], length_[run]);
       }
@@ -75,10 +84,6 @@ class Gather {
   }
 
   static void copy(const float* from, float* to, std::int64_t count) {
-    if (count == 1) {
-      *to = *from;
-      return;
-    }
     std::int64_t i = 0;
     for (; i + lanes <= count; i += lanes) store(to + i, load_floats(from + i));
     if (i < count) store_first(to + i, load_first(from + i, count - i), count - i);
@@ -106,7 +111,7 @@ class Gather {
   Pixel pixels_[most_pixels];
   std::int64_t at_[most_pixels] = {}, start_[most_pixels], length_[most_pixels];
   std::int64_t tap_ = -1, runs_ = 0;
-  bool full_ = false;
+  bool full_ = false, scattered_ = false;
 };
 
 }  // namespace

@@ -15,6 +15,24 @@ NMS_INLINE Pixel pixel_of(const nms_product& p, std::int64_t number) {
   return {number / size, inside / p.out_width, inside % p.out_width};
 }
 
+// `count` pixels one after the other; divisions are slow.
+inline void pixels_from(const nms_product& p, std::int64_t number, std::int64_t count, Pixel* to) {
+  Pixel pixel = pixel_of(p, number);
+  for (std::int64_t i = 0; i < count; ++i) {
+    to[i] = pixel;
+    if (++pixel.x < p.out_width) continue;
+    pixel.x = 0;
+    if (++pixel.y < p.out_height) continue;
+    pixel.y = 0;
+    ++pixel.image;
+  }
+}
+
+// Where a pixel's output is, from its first channel on.
+NMS_INLINE std::int64_t output_of(const nms_product& p, const Pixel& pixel) {
+  return pixel.image * p.y_image + (pixel.y * p.out_width + pixel.x) * p.y_pixel;
+}
+
 NMS_INLINE std::int64_t input_y(const nms_product& p, std::int64_t y, int tap) {
   return y * p.stride_y - p.pad_y + tap / p.kernel_width * p.dilate_y;
 }

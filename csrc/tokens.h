@@ -107,7 +107,7 @@ class Tokens {
   void run(std::int64_t from, std::int64_t to) {
     zeros_ = scratch().floats(p_.channels);
     std::memset(zeros_, 0, static_cast<std::size_t>(p_.channels) * sizeof(float));
-    for (std::int64_t i = 0; i < count_; ++i) pixels_[i] = pixel_of(p_, begin_ + i);
+    pixels_from(p_, begin_, count_, pixels_);
     switch (p_.slots) {
       case 1: return run_as<1>(from, to);
       case 2: return run_as<2>(from, to);
@@ -165,8 +165,7 @@ class Tokens {
   NMS_INLINE void put(Floats value, const Pixel& pixel, std::int64_t block) const {
     const std::int64_t first = block * lanes, row = group_ * p_.rows + first;
     const std::int64_t count = p_.rows - first;
-    const std::int64_t at = pixel.image * p_.y_image +
-                            (pixel.y * p_.out_width + pixel.x) * p_.y_pixel + row * p_.y_channel;
+    const std::int64_t at = output_of(p_, pixel) + row;
     if (p_.bias) value += load_first(p_.bias + row, count);
     if (p_.residual) value += load_first(p_.residual + at, count);
     if (p_.activation) value = activate(value, p_.activation);
