@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../nmsparsity.h"
+#include "products.h"
 
 namespace {
 
@@ -134,6 +135,7 @@ int main() {
     if (nms_choose(isa) != NMS_OK) continue;
     ++tried;
     good &= try_all();
+    good &= try_products();
   }
   std::printf("%d instruction sets %s\n", tried, good ? "agree with the reference" : "FAILED");
   return good ? 0 : 1;
