@@ -108,7 +108,7 @@ struct Grid {
 
   explicit Grid(const nms_product& product)
       : p(product), pixels(p.images * p.out_height * p.out_width),
-        tile(p.mode == NMS_TOKENS ? p.vectors : p.vectors * kernels->lanes),
+        tile(p.vectors * (p.mode == NMS_TOKENS ? p.depth : kernels->lanes)),
         tiles(divide_up(pixels, tile)), blocks(divide_up(p.rows, kernels->lanes)) {
     // Even tiles: 13 vectors are 7 and 6, not 8 and 5.
     const std::int64_t unit = p.mode == NMS_TOKENS ? 1 : kernels->lanes;
@@ -138,7 +138,11 @@ void run_tasks(std::int64_t begin, std::int64_t end, void* context) {
 
 std::int32_t nms_multiply(const nms_product* product) {
   if (!kernels) nms_choose("");
-  if (product->vectors < 1 || product->vectors > 8) return NMS_BAD_WEIGHT;
+  const bool tokens = product->mode == NMS_TOKENS;
+  if (product->vectors < 1 || product->vectors > 8 || product->depth < 1 ||
+      (tokens && product->depth > 16)) {
+    return NMS_BAD_WEIGHT;
+  }
   Grid grid(*product);
   if (!grid.pixels || !product->rows) return NMS_OK;
   if (parallel_for && grid.size() > 1) {

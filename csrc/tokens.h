@@ -98,6 +98,8 @@ struct Windows {
   }
 };
 
+constexpr int most_turns = 16;
+
 class Tokens {
  public:
   Tokens(const nms_product& p, std::int64_t group, std::int64_t begin, std::int64_t count)
@@ -108,21 +110,37 @@ class Tokens {
     zeros_ = scratch().floats(p_.channels);
     std::memset(zeros_, 0, static_cast<std::size_t>(p_.channels) * sizeof(float));
     pixels_from(p_, begin_, count_, pixels_);
-    switch (p_.slots) {
-      case 1: return run_as<1>(from, to);
-      case 2: return run_as<2>(from, to);
-      case 4: return run_as<4>(from, to);
-      case 6: return run_as<6>(from, to);
-      case 8: return run_as<8>(from, to);
-      case 12: return run_as<12>(from, to);
-      default: return run_as<16>(from, to);
+    // Some blocks of rows meet all the pixels before the next ones do: the weights, of which there
+    // is more, are brought to the caches once.
+    const std::int64_t turns = (count_ + p_.vectors - 1) / p_.vectors;
+    const std::int64_t size = (count_ + turns - 1) / turns;
+    for (; from < to; from += blocks_at_a_time) {
+      const std::int64_t end = from + blocks_at_a_time < to ? from + blocks_at_a_time : to;
+      for (std::int64_t i = 0; i < count_; i += size) {
+        some_pixels(i, count_ - i < size ? count_ - i : size, from, end);
+      }
     }
   }
 
  private:
+  static constexpr std::int64_t blocks_at_a_time = 4;
+
+  void some_pixels(std::int64_t first, std::int64_t count, std::int64_t from, std::int64_t to) {
+    now_ = pixels_ + first;
+    switch (p_.slots) {
+      case 1: return run_as<1>(count, from, to);
+      case 2: return run_as<2>(count, from, to);
+      case 4: return run_as<4>(count, from, to);
+      case 6: return run_as<6>(count, from, to);
+      case 8: return run_as<8>(count, from, to);
+      case 12: return run_as<12>(count, from, to);
+      default: return run_as<16>(count, from, to);
+    }
+  }
+
   template <int Slots>
-  void run_as(std::int64_t from, std::int64_t to) {
-    switch (count_) {
+  void run_as(std::int64_t count, std::int64_t from, std::int64_t to) {
+    switch (count) {
       case 1: return all<Slots, 1, 4>(from, to);
       case 2: return all<Slots, 2, 2>(from, to);
       case 3: return all<Slots, 3, 2>(from, to);
@@ -148,11 +166,11 @@ class Tokens {
                                            p_.places + entry / 8 * lanes, size};
     for (int tap = 0; tap < p_.kernel_height * p_.kernel_width; ++tap) {
       const float* x[Pixels];
-      for (int t = 0; t < Pixels; ++t) x[t] = input(pixels_[t], tap);
+      for (int t = 0; t < Pixels; ++t) x[t] = input(now_[t], tap);
       windows.add(tap * per_tap_, per_tap_, x);
     }
     for (int b = 0; b < Blocks; ++b) {
-      for (int t = 0; t < Pixels; ++t) put(windows.sum[b][t], pixels_[t], block + b);
+      for (int t = 0; t < Pixels; ++t) put(windows.sum[b][t], now_[t], block + b);
     }
   }
 
@@ -176,7 +194,8 @@ class Tokens {
   const float* const x_;
   const std::int64_t group_, begin_, count_, blocks_, per_tap_;
   float* zeros_ = nullptr;
-  Pixel pixels_[8];
+  const Pixel* now_ = nullptr;
+  Pixel pixels_[8 * most_turns];
 };
 
 }  // namespace

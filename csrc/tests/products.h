@@ -81,7 +81,9 @@ bool try_product(std::uint32_t seed) {
   p.windows = static_cast<std::int32_t>((taps * per_tap + words[kind] - 1) / words[kind] *
                                         words[kind]);
   p.mode = r.below(2), p.vectors = 1 + r.below(8);
-  p.depth = words[kind] * (1 + r.below(4)), p.threads = 1 + r.below(2);
+  p.depth = words[kind] * (1 + r.below(4));
+  if (p.mode == NMS_TOKENS) p.depth = 1 + r.below(16);
+  p.threads = 1 + r.below(2);
   const std::int64_t lanes = nms_lanes(), blocks = p.groups * ((p.rows + lanes - 1) / lanes);
   const std::int64_t entries = blocks * p.windows * p.slots * lanes;
   Block<float> values(entries), x(p.images * p.x_image), y(p.images * p.y_image), bias(outputs);

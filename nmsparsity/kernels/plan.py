@@ -11,6 +11,7 @@ from nmsparsity.native import isa
 from nmsparsity.native.product import COLUMNS, TOKENS, WINDOW, Product, multiply
 
 _FIRST_CACHE = 32768
+_SECOND_CACHE = 262144  # what activations may take of it
 _WORTH_MEASURING = 2_000_000  # multiply-adds; below that the first plan is as good
 _ROUNDS = 3
 
@@ -22,7 +23,7 @@ class Plan:
     Attributes:
         mode: ``COLUMNS``, lanes are pixels, or ``TOKENS``, lanes are output rows.
         vectors: vectors of pixels in a tile, or pixels at a time.
-        depth: windows of inputs in a tile.
+        depth: windows of inputs in a tile, or tiles that share the weights in the cache.
     """
 
     mode: int
@@ -38,9 +39,11 @@ def plans(product: Product, lanes: int) -> Iterator[Plan]:
     """What is worth trying, the most likely one first."""
     pixels = product.images * product.out_height * product.out_width
     if product.x_channel == product.y_channel == 1 and product.channels % WINDOW == 0:
-        yield Plan(TOKENS, min(8, pixels))
+        turns = max(1, min(16, _SECOND_CACHE // (4 * 8 * product.channels)))
+        yield Plan(TOKENS, min(8, pixels), turns)
         if pixels > 8:
-            yield Plan(TOKENS, 4)
+            yield Plan(TOKENS, 8)
+            yield Plan(TOKENS, 4, turns)
         if pixels < 2 * lanes:
             return
     step = 8 // product.slots if product.slots in (1, 2, 4) else {6: 4, 12: 2}.get(product.slots, 1)
