@@ -3,9 +3,9 @@
     pip install onnx onnxruntime openvino        # what is missing is left out, and said
     python benchmarks/layers.py --threads 1      # writes results/layers-1.md
 
-All engines compute the same layer in one process and take turns; the medians are compared, and the
-result of each is checked against torch in double precision in the same run. Dense engines get the
-dense weight, fp32, at their defaults; ours gets the weight pruned by magnitude. Linear layers of one
+All engines compute the same layer in one process and take turns; the medians are compared, and our
+results are checked against torch in double precision in the same run. Dense engines get the dense
+weight, fp32, at their defaults; ours gets the weight pruned by magnitude. Linear layers of one
 token cycle through copies of the weight that together exceed the caches, as a whole model does.
 """
 
