@@ -170,7 +170,7 @@ class MasterWeight:
         self._check_shape(local)
         if self._home is None or local.data_ptr() != self.dense.data_ptr():
             self.dense.copy_(local)
-        if self._home is not None and _form(local) == self._form:
+        if self._home is not None and _form(local) == _form(self.dense):
             self.parameter.data = self._home
         self._home = None
         self.released = False
@@ -214,7 +214,7 @@ class MasterWeight:
         """Whether the parameter holds anything else than the sparse weight we put there."""
         sparse = self.local
         if type(self.method).effective is not Method.effective:
-            return not torch.equal(sparse, self.method.effective(self.dense, self.current_mask()))
+            return not torch.equal(sparse, self.ours())
         ours = ((sparse == 0) | (sparse == self.dense)).all()
         return not bool(ours & (torch.count_nonzero(sparse) == self.kept))
 
@@ -259,6 +259,8 @@ class MasterWeight:
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore a state that was checked; the parameter holds the sparse weight of it."""
+        # After a step that raised the parameter may stand on the memory of the dense weight.
+        self.reclaim()
         self.dense.copy_(local_shard(state["dense_weight"]))
         self.mask = None
         if self.method.keeps_mask and "mask" in state:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from torch import Tensor, nn
 
 from nmsparsity import native
+from nmsparsity.exceptions import _memory as memory
 from nmsparsity.master import MasterWeight
 from nmsparsity.methods.base import Method, Step
-from nmsparsity.targets import Target, memory
+from nmsparsity.targets import Target
 
 
 class Masters:
