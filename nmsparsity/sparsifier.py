@@ -243,7 +243,7 @@ class Sparsifier:
             f"a Sparsifier of {len(self._masters)} layers cannot be copied or pickled: it hangs on "
             f"its optimizer by hooks, which copies of {type(self._optimizer).__name__} lose; copy "
             "the model, make an optimizer for the copy, call sparsify on the two and load "
-            "optimizer.state_dict() into the new one"
+            "copy.deepcopy(optimizer.state_dict()) into the new one"
         )
 
     # What happens around the optimizer step.
