@@ -15,7 +15,11 @@ from tests.images import lightning_warnings
 PAGE = Path(__file__).parents[1] / "docs" / "quickstart.md"
 _BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-pytestmark = lightning_warnings
+pytestmark = [
+    *lightning_warnings,
+    pytest.mark.filterwarnings("ignore:.*`tensorboardX` has been removed"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+]
 
 
 def test_every_block_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
