@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ from nmsparsity.pattern import Pattern
 from nmsparsity.shards import (
     check_memory,
     check_shards,
-    like_parameter,
     local_shard,
     overlaps_itself,
 )
 from nmsparsity.targets import Target
+
+_Form: TypeAlias = tuple[torch.dtype, torch.device, tuple[int, ...]]
 
 
 class MasterWeight:
@@ -26,6 +27,12 @@ class MasterWeight:
 
     The parameter is *sparse* between optimizer steps and *dense* inside them. All work is in
     place on the local shard, without autograd.
+
+    Attributes:
+        released: the parameter holds the dense weight, for the optimizer or an averager.
+        adopted: it holds what was written into it, which became the dense weight as it stood.
+        written: it was written into before it was cast or moved.
+        lendable: whether its memory is its own, so that it may point to another one for a while.
     """
 
     def __init__(self, target: Target, method: Method) -> None:
@@ -38,10 +45,11 @@ class MasterWeight:
         check_memory(self.name, self.parameter)
         check_shards(self.name, self.parameter, self.layout, self.pattern)
         self.dense = self.local.clone(memory_format=torch.preserve_format)
+        self._form = _form(self.local)
         self.mask: Tensor | None = None
         self._shown: Tensor | None = None
-        self.released = False
-        self.adopted = False
+        self.released = self.adopted = self.written = False
+        self.lendable = True
         self._home: Tensor | None = None
         self._finite: Tensor | None = None
 
@@ -61,7 +69,10 @@ class MasterWeight:
 
     def project(self) -> None:
         """Take a new mask of the dense weight; the parameter holds the sparse weight."""
-        mask = self.new_mask()
+        self._show(self.new_mask())
+
+    def _show(self, mask: Tensor) -> None:
+        """The parameter holds the sparse weight under this mask."""
         if self.method.keeps_mask:
             self.mask = mask
         if type(self.method).score is not Method.score:
@@ -81,6 +92,15 @@ class MasterWeight:
         known = self._shown if self.mask is None else self.mask
         return self.new_mask() if known is None else known
 
+    def ours(self) -> Tensor:
+        """What we left in the parameter: the sparse weight, or what was adopted as it stood."""
+        if self.released or self.adopted:
+            return self.dense
+        mask = self._shown if self.mask is None else self.mask
+        if mask is None:
+            mask = masks.mask(self.method.score(self.dense, None), self.pattern, self.layout)
+        return self.method.effective(self.dense, mask)
+
     def check_finite(self, score: Tensor) -> None:
         """Refuse NaN and infinity, naming the layer."""
         finite = torch.isfinite(score).all()
@@ -93,9 +113,10 @@ class MasterWeight:
                 "have no rank; the training has diverged or the checkpoint is damaged"
             )
 
-    def seal(self, kept: int | Tensor | None = None) -> None:
-        """Remember the parameter as it is now: sparse, and ours."""
-        self.released = self.adopted = False
+    def seal(self, kept: int | Tensor | None = None, adopted: bool = False) -> None:
+        """Remember the parameter as it is now: sparse (unless adopted), and ours."""
+        self.released = self.written = False
+        self.adopted = adopted
         self.version = self.local._version
         self.kept = torch.count_nonzero(self.local) if kept is None else kept
 
@@ -139,45 +160,51 @@ class MasterWeight:
 
     def _can_be_lent(self) -> bool:
         shared = self.local.untyped_storage().is_shared()
-        return type(self.parameter) is nn.Parameter and not shared
+        return self.lendable and type(self.parameter) is nn.Parameter and not shared
 
     def reclaim(self) -> bool:
         """After the optimizer: the parameter is the new dense weight. False when not released."""
         if not self.released:
             return False
         local = self.local
+        self._check_shape(local)
         if self._home is None or local.data_ptr() != self.dense.data_ptr():
             self.dense.copy_(local)
-        if self._home is not None:
-            self.parameter.data, self._home = self._home, None
+        if self._home is not None and _form(local) == _form(self.dense):
+            self.parameter.data = self._home
+        self._home = None
         self.released = False
         return True
 
-    def take_back(self, step: Step) -> None:
-        """After the optimizer: the parameter is the new dense weight; project it."""
-        self.reclaim()
+    def finish(self, step: Step) -> None:
+        """After `reclaim`: the method's own moment after the step, and the new sparse weight."""
         self.method.after_step(Weight(self.dense, self.local, None, self.mask), step)
         self.project()
 
     def follow(self) -> bool:
         """Go where the model has gone: another device, dtype or memory format."""
         local = self.local
+        self._check_shape(local)
+        if _form(local) == self._form:
+            return False
+        # In the old dtype: rounded, two weights may rank the same that did not before.
+        untouched = torch.equal(local, self.ours().to(local.device, local.dtype))
+        self.dense = torch.empty_like(local).copy_(self.dense)
+        self._form = _form(local)
+        self.mask = None if self.mask is None else self.mask.to(local.device)
+        self._shown = None if self._shown is None else self._shown.to(local.device)
+        if untouched:
+            local.copy_(self.ours())
+            self.seal(adopted=self.adopted)
+        self.written = not untouched
+        return True
+
+    def _check_shape(self, local: Tensor) -> None:
         if local.shape != self.dense.shape:
             raise RuntimeError(
                 f"layer {self.name!r} {list(self.dense.shape)} has become {list(local.shape)}; "
                 "make the optimizer and call sparsify after changing shapes"
             )
-        if (
-            local.dtype == self.dense.dtype
-            and local.device == self.dense.device
-            and local.stride() == self.dense.stride()
-        ):
-            return False
-        self.dense = torch.empty_like(local).copy_(self.dense)
-        if self.mask is not None:
-            self.mask = self.mask.to(local.device)
-        self.seal()
-        return True
 
     def is_replaced(self) -> bool:
         """Whether the module holds another Parameter than the one we know."""
@@ -187,23 +214,42 @@ class MasterWeight:
         """Whether the parameter holds anything else than the sparse weight we put there."""
         sparse = self.local
         if type(self.method).effective is not Method.effective:
-            return not torch.equal(sparse, self.method.effective(self.dense, self.current_mask()))
+            return not torch.equal(sparse, self.ours())
         ours = ((sparse == 0) | (sparse == self.dense)).all()
         return not bool(ours & (torch.count_nonzero(sparse) == self.kept))
 
-    def adopt(self, alpha: float = 0.0) -> None:
-        """Take what was written into the parameter as the new dense weight, as it stands.
+    def restore_rounded(self) -> bool:
+        """Undo a cast to a narrower dtype and back. False when the parameter holds anything else.
 
-        ``alpha``: of the term in its gradient; there is none between a weight and itself.
+        The dense weight has kept its precision: the parameter gets again what we left in it.
         """
-        if alpha and self.grad is not None:
-            self.grad.sub_(self.dense - self.local, alpha=alpha)
+        local, ours = self.local, self.ours()
+        others = {torch.bfloat16, torch.float16, torch.float32} - {local.dtype}
+        if not any(torch.equal(local, ours.to(other).to(local.dtype)) for other in others):
+            return False
+        local.copy_(ours)
+        self.seal(adopted=self.adopted)
+        return True
+
+    def adopt(self) -> None:
+        """Take what was written into the parameter as the new dense weight, as it stands."""
         self.dense.copy_(self.local)
         self.mask = self._shown = None
         if self.method.keeps_mask:
             self.mask = self.new_mask()
-        self.seal()
-        self.adopted = True
+        self.seal(adopted=True)
+
+    def recover(self, alpha: float) -> None:
+        """Restore or adopt what the parameter holds, after ``alpha`` times the term was added.
+
+        The term is corrected; there is none between an adopted weight and itself.
+        """
+        if alpha and self.grad is not None:
+            self.grad.sub_(self.dense - self.local, alpha=alpha)
+        if not self.restore_rounded():
+            self.adopt()
+        elif alpha and self.grad is not None:
+            self.grad.add_(self.dense - self.local, alpha=alpha)
 
     def project_copy(self, parameter: nn.Parameter) -> None:
         """Make the weight of a copy of the model sparse, in place."""
@@ -211,26 +257,20 @@ class MasterWeight:
         mask = masks.mask(self.method.score(local, self.mask), self.pattern, self.layout)
         local.copy_(self.method.effective(local, mask))
 
-    def state(self) -> dict[str, Any]:
-        """The tensors that a checkpoint needs, sharded like the parameter."""
-        state = {"dense_weight": like_parameter(self.dense, self.parameter)}
-        if self.mask is not None:
-            state["mask"] = like_parameter(self.mask, self.parameter)
-        return state
-
-    def check_state(self, state: dict[str, Any]) -> None:
-        """Refuse a state of another shape, naming the layer."""
-        given = tuple(local_shard(state["dense_weight"]).shape)
-        if given != tuple(self.dense.shape):
-            raise ValueError(
-                f"layer {self.name!r} {list(self.dense.shape)}: its dense weight in the state is "
-                f"{list(given)}; the state is of another model"
-            )
-
     def load(self, state: dict[str, Any]) -> None:
-        """Restore `state`; the parameter holds the sparse weight that follows from it."""
+        """Restore a state that was checked; the parameter holds the sparse weight of it."""
+        # After a step that raised the parameter may stand on the memory of the dense weight.
+        self.reclaim()
         self.dense.copy_(local_shard(state["dense_weight"]))
         self.mask = None
         if self.method.keeps_mask and "mask" in state:
-            self.mask = local_shard(state["mask"]).to(self.dense.device, torch.bool)
-        self.project()
+            self.check_finite(self.dense)
+            # A copy: the state belongs to whoever gave it.
+            mask = local_shard(state["mask"])
+            self._show(mask.to(self.dense.device, torch.bool, copy=True))
+        else:
+            self.project()
+
+
+def _form(local: Tensor) -> _Form:
+    return local.dtype, local.device, local.stride()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmsparsity import native
+from nmsparsity.exceptions import memory as memory
 from nmsparsity.master import MasterWeight
 from nmsparsity.methods.base import Method, Step
 from nmsparsity.targets import Target
@@ -31,6 +33,15 @@ class Masters:
     def __len__(self) -> int:
         return len(self._all)
 
+    def lend_only(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Of these parameters, those that share their memory with another one keep it in a step.
+
+        An optimizer that updates both by turns must find them in one place.
+        """
+        uses = Counter(memory(parameter) for parameter in parameters)
+        for master in self._all:
+            master.lendable = uses[memory(master.parameter)] < 2
+
     def project(self) -> None:
         """Dense weight to mask to sparse weight, in the parameters."""
         if self._fast:
@@ -41,11 +52,11 @@ class Masters:
     def release(self, step_of: Callable[[MasterWeight], Step], lend: bool) -> None:
         """Add the method's term to the gradients, put the dense weights into the parameters.
 
-        What was written into a parameter behind the version counter's back is adopted on the way.
+        What was written into a parameter behind the version counter's back is adopted on the way,
+        where the native kernel sees it; call `overwritten` first for the others.
         """
         for master in self._slow:
-            if master.grad is not None:
-                master.release(step_of(master), lend)
+            master.release(step_of(master), lend)
         if self._fast:
             self._add_terms([step_of(master) for master in self._fast])
         for master in self._fast:
@@ -60,7 +71,7 @@ class Masters:
         counts = self._batch.add_term(alphas, [master.grad for master in self._fast])
         for master, alpha, count in zip(self._fast, alphas, counts, strict=True):
             if count != master.kept:
-                master.adopt(alpha)
+                master.recover(alpha)
 
     def expose(self) -> None:
         """Put the dense weights into the parameters."""
@@ -74,11 +85,14 @@ class Masters:
 
     def take_back(self, step_of: Callable[[MasterWeight], Step]) -> None:
         """The parameters hold the new dense weights, where released: take and project them."""
+        released = {master for master in self._all if master.reclaim()}
+        if not released:
+            return
+        self.follow()
         for master in self._slow:
-            if master.released:
-                master.take_back(step_of(master))
-        reclaimed = [master.reclaim() for master in self._fast]
-        if any(reclaimed):
+            if master in released:
+                master.finish(step_of(master))
+        if not released.isdisjoint(self._fast):
             self._seal(*self._batch.project())
 
     def follow(self) -> None:
@@ -91,15 +105,18 @@ class Masters:
         """The weights that someone wrote into since we put the sparse weight there.
 
         Every in-place operation raises the version counter. A write through ``.data`` does not:
-        that takes a look at the values, when ``look_inside``.
+        that takes a look at the values, when ``look_inside``. What `release` will not look at is
+        looked at always, on the CPU; an accelerator would have to be waited for.
         """
-        seen = [m for m in self._all if look_inside or m.version != m.local._version]
-        counted = (
-            dict(zip(self._fast, self._batch.check(), strict=True)) if seen and self._fast else {}
-        )
+        always = {master for master in self._slow if master.local.is_cpu}
+        seen = [m for m in self._all if look_inside or m in always or _was_touched(m)]
+        counted: dict[MasterWeight, int] = {}
+        if not set(seen).isdisjoint(self._fast):
+            counted = dict(zip(self._fast, self._batch.check(), strict=True))
         for master in seen:
             kept = counted.get(master)
-            if master.is_overwritten() if kept is None else kept != master.kept:
+            differs = master.is_overwritten() if kept is None else kept != master.kept
+            if master.written or (differs and not master.restore_rounded()):
                 yield master
             master.version = master.local._version
 
@@ -130,6 +147,10 @@ class Masters:
             master.seal(count)
         for index in bad:
             self._fast[index].check_finite(self._fast[index].dense)
+
+
+def _was_touched(master: MasterWeight) -> bool:
+    return master.written or master.version != master.local._version
 
 
 def _is_plain(method: Method) -> bool:

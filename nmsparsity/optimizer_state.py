@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.optim import Optimizer
 
 from nmsparsity.master import MasterWeight
+from nmsparsity.pattern import Axis, Pattern
+from nmsparsity.shards import like_parameter, local_shard
 
+_AXES = get_args(Axis)
 _STEP = "sparsity_step"
 _PREFIX = "sparsity_"
 _TAKEN = "sparsity_taken"
@@ -19,9 +22,11 @@ _WAITING = "sparsity_before_first_step"
 class OptimizerState:
     """Puts the sparsifier's tensors beside the optimizer's own, per parameter, and takes them back.
 
-    Per-parameter entries (``sparsity_dense_weight``, ``sparsity_mask``) are sharded, moved and
-    saved by whatever saves the optimizer, distributed checkpoints included. The optimizer itself
-    never sees them: it would take any entry for a sign that it has begun.
+    Per-parameter entries (``sparsity_dense_weight``, ``sparsity_mask``, and the pattern as the
+    ints ``sparsity_n``, ``sparsity_m``, ``sparsity_axis``) are sharded, moved and saved by whatever
+    saves the optimizer, distributed checkpoints included. The optimizer itself never sees them: it
+    would take any entry for a sign that it has begun. Before its first step they therefore stand
+    in its parameter groups, which a plain optimizer keeps as they are.
     """
 
     def __init__(self, masters: Sequence[MasterWeight]) -> None:
@@ -32,63 +37,147 @@ class OptimizerState:
     def add(self, optimizer: Optimizer, state: dict[str, Any], steps: int) -> dict[str, Any]:
         """The optimizer's state_dict with our entries in it."""
         packed, groups = dict(state["state"]), [dict(group) for group in state["param_groups"]]
-        waiting: dict[Any, dict[str, Any]] = dict(state.get(_WAITING, {}))
         keeps_nothing = steps > 0 and not state["state"]
-        for key, parameter in _keyed(optimizer, groups):
-            if id(parameter) in self._masters:
-                extra = self._masters[id(parameter)].state()
+        for group, mine in zip(groups, optimizer.param_groups, strict=False):
+            waiting = dict(group.get(_WAITING, {}))
+            for place, (key, parameter) in enumerate(_pairs(group, mine)):
+                if id(parameter) not in self._masters:
+                    continue
+                extra = state_of(self._masters[id(parameter)])
                 named = {f"{_PREFIX}{name}": value for name, value in extra.items()}
                 if key in packed or keeps_nothing:
                     packed[key] = {**packed.get(key, {}), **named}
                 else:
                     # A plain optimizer would take our entry alone for a sign that it has begun.
-                    waiting[key] = named
+                    waiting[place] = named
+            if waiting:
+                group[_WAITING] = waiting
         groups[0][_STEP] = steps
-        added = {**state, "state": packed, "param_groups": groups}
-        return {**added, _WAITING: waiting} if waiting else added
+        return {**state, "state": packed, "param_groups": groups}
 
     def take(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        """A state_dict without our entries, which are kept for `restore`."""
+        """A state_dict without our entries, which are kept for `restore`.
+
+        Raises:
+            ValueError: where they do not fit, naming the layer, before anything is loaded.
+        """
         rest, groups = dict(state["state"]), [dict(group) for group in state["param_groups"]]
         # Another sparsifier on the same optimizer may have stood here before us.
         found, steps = state.get(_TAKEN, ({}, None))
-        for key, parameter in _keyed(optimizer, groups):
-            ours = _ours(rest.get(key, {})) or _ours(state.get(_WAITING, {}).get(key, {}))
-            if ours:
-                found = {**found, id(parameter): ours}
-            if key in rest:
-                rest[key] = {n: v for n, v in rest[key].items() if not _is_ours(n)}
-                if not rest[key]:
-                    del rest[key]
-        for group in groups:
+        for group, mine in zip(groups, optimizer.param_groups, strict=False):
+            waiting = group.pop(_WAITING, {})
             steps = group.pop(_STEP, steps)
+            for place, (key, parameter) in enumerate(_pairs(group, mine)):
+                ours = _ours(rest.get(key, {})) or _ours(waiting.get(place, {}))
+                if ours:
+                    found = {**found, id(parameter): ours}
+                if key in rest:
+                    rest[key] = {n: v for n, v in rest[key].items() if not _is_ours(n)}
+                    if not rest[key]:
+                        del rest[key]
+        self._check(found)
         self._found, self._steps = found, steps
         return {**state, "state": rest, "param_groups": groups, _TAKEN: (found, steps)}
 
     def take_loaded(self, optimizer: Optimizer) -> bool:
-        """Our entries out of an optimizer whose state was loaded before we were there."""
+        """Our entries out of an optimizer whose state was loaded before we were there.
+
+        Raises:
+            ValueError: where they do not fit, naming the layer.
+        """
         self._found, self._steps = {}, None
         for group in optimizer.param_groups:
             self._steps = group.get(_STEP, self._steps)
-            for parameter in group["params"]:
+            for place, parameter in enumerate(group["params"]):
                 entry = optimizer.state.get(parameter, {})
-                ours = _ours(entry) if id(parameter) in self._masters else {}
-                if ours:
+                # An optimizer that has begun has left behind what waited for its first step.
+                ours = _ours(entry or group.get(_WAITING, {}).get(place, {}))
+                if ours and id(parameter) in self._masters:
                     self._found[id(parameter)] = ours
+        self._check(self._found)
+        self._forget(optimizer)
+        return bool(self._found)
+
+    def _forget(self, optimizer: Optimizer) -> None:
+        """Remove our entries from the optimizer's own state."""
+        for group in optimizer.param_groups:
+            for place, parameter in enumerate(group["params"]):
+                if id(parameter) in self._masters:
+                    group.get(_WAITING, {}).pop(place, None)
+                    entry = optimizer.state.get(parameter, {})
                     for name in filter(_is_ours, list(entry)):
                         del entry[name]
-        return bool(self._found)
+            if not group.get(_WAITING, True):
+                del group[_WAITING]
+
+    def _check(self, found: dict[int, dict[str, Any]]) -> None:
+        for key, state in found.items():
+            if key in self._masters:
+                check_state(self._masters[key], state)
 
     @torch.no_grad()
     def restore(self) -> int | None:
         """Give the masters what `take` found; the number of steps done, where it was there."""
-        found = {key: state for key, state in self._found.items() if key in self._masters}
-        for key, state in found.items():
-            self._masters[key].check_state(state)
-        for key, state in found.items():
-            self._masters[key].load(state)
+        for key, state in self._found.items():
+            if key in self._masters:
+                self._masters[key].load(state)
         self._found = {}
         return None if self._steps is None else int(self._steps)
+
+
+def state_of(master: MasterWeight) -> dict[str, Any]:
+    """What a checkpoint needs of a weight: tensors, sharded like the parameter, and its pattern.
+
+    The pattern is three ints: distributed checkpoints take no text.
+    """
+    pattern = {"n": master.pattern.n, "m": master.pattern.m}
+    pattern["axis"] = _AXES.index(master.pattern.axis)
+    state = {"dense_weight": like_parameter(master.dense, master.parameter), **pattern}
+    if master.mask is not None:
+        state["mask"] = like_parameter(master.mask, master.parameter)
+    return state
+
+
+def check_state(master: MasterWeight, state: dict[str, Any]) -> None:
+    """Refuse a state of another shape or pattern.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    shape = tuple(master.dense.shape)
+    layer = f"layer {master.name!r} {list(shape)}"
+    for entry in ("dense_weight", "mask"):
+        given = tuple(local_shard(state[entry]).shape) if entry in state else shape
+        if given != shape:
+            raise ValueError(
+                f"{layer}: its {entry.replace('_', ' ')} in the state is {list(given)}; the state "
+                "is of another model"
+            )
+    pattern = _pattern_of(state)
+    if pattern not in (None, master.pattern) or not _fits(master, state):
+        raise ValueError(
+            f"{layer}: the state is of {_words(pattern)}, this sparsifier keeps "
+            f"{_words(master.pattern)}; give sparsify the pattern of the state, or load the "
+            "weights of the model alone to train on under another"
+        )
+
+
+def _fits(master: MasterWeight, state: dict[str, Any]) -> bool:
+    """Whether a mask that is going to be used follows the pattern."""
+    if not master.method.keeps_mask or "mask" not in state:
+        return True
+    return master.pattern.holds(local_shard(state["mask"]), master.layout)
+
+
+def _pattern_of(state: dict[str, Any]) -> Pattern | None:
+    """The pattern that a state was made under; None where it does not say."""
+    if "n" not in state:
+        return None
+    return Pattern(int(state["n"]), int(state["m"]), _AXES[int(state["axis"])])
+
+
+def _words(pattern: Pattern | None) -> str:
+    return "another pattern" if pattern is None else f"{pattern} along the {pattern.axis} axis"
 
 
 def _is_ours(name: object) -> bool:
@@ -99,7 +188,6 @@ def _ours(entry: dict[Any, Any]) -> dict[str, Any]:
     return {n.removeprefix(_PREFIX): value for n, value in entry.items() if _is_ours(n)}
 
 
-def _keyed(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Iterator[tuple[Any, Any]]:
+def _pairs(group: dict[str, Any], mine: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
     """Pairs of a key of the state_dict and the parameter that it stands for."""
-    for group, mine in zip(groups, optimizer.param_groups, strict=False):
-        yield from zip(group["params"], mine["params"], strict=False)
+    return zip(group["params"], mine["params"], strict=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from nmsparsity.master import MasterWeight
 from nmsparsity.masters import Masters
 from nmsparsity.methods import Dense, Method, build
 from nmsparsity.methods.base import Step
-from nmsparsity.optimizer_state import OptimizerState
+from nmsparsity.optimizer_state import OptimizerState, check_state, state_of
 from nmsparsity.optimizers import check_optimizer, groups_by_parameter
 from nmsparsity.pattern import Axis
 from nmsparsity.promises import claim, claimed, declare, release, withdraw
@@ -50,6 +50,9 @@ def sparsify(
     The model's parameters hold the sparse weights. The dense ones, which the optimizer updates,
     are kept by the sparsifier, as fp32 master weights are in mixed precision. They travel in
     ``optimizer.state_dict()``: a loop that saves model and optimizer resumes exactly.
+
+    ``optimizer.step()`` changes gradients in place: SR-STE leaves its term in ``.grad``. Zero them
+    before the next backward pass, as every loop does, and read them before the step.
 
     Args:
         model: any module; wrap it (DDP, ``fully_shard``) before this call, compile it when you
@@ -111,6 +114,7 @@ class Sparsifier:
         self.method, self.skipped, self.steps = method, selection.skipped, 0
         self._model, self._optimizer = model, optimizer
         self._masters = Masters(selection.targets, method)
+        self._masters.lend_only(p for group in optimizer.param_groups for p in group["params"])
         self._group_of = groups_by_parameter(optimizer)
         self._exposed = 0
         self._is_torchs = type(optimizer).__module__.startswith("torch.optim")
@@ -122,14 +126,15 @@ class Sparsifier:
                     "remove() first"
                 )
             master.check_finite(master.dense)
+        self._state = OptimizerState(list(self._masters))
+        # The checkpoint may have been loaded before sparsify.
+        was_loaded = self._state.take_loaded(optimizer)
         self._masters.project()
         declare({master.site: master.pattern for master in self._masters})
         for master in self._masters:
             claim(master)
         self._watch = Watch(list(self._masters))
-        self._state = OptimizerState(list(self._masters))
-        if self._state.take_loaded(optimizer):
-            # The checkpoint was loaded before sparsify.
+        if was_loaded:
             self._load(optimizer)
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -192,7 +197,7 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """Dense weights, masks and the step count; ``optimizer.state_dict()`` carries them too."""
         self._catch_up(look_inside=True)
-        weights = {master.name: master.state() for master in self._masters}
+        weights = {master.name: state_of(master) for master in self._masters}
         return {"steps": self.steps, "weights": weights}
 
     @torch.no_grad()
@@ -209,7 +214,7 @@ class Sparsifier:
                 f"unexpected {sorted(given - mine)}"
             )
         for master in self._masters:
-            master.check_state(state["weights"][master.name])
+            check_state(master, state["weights"][master.name])
         for master in self._masters:
             master.load(state["weights"][master.name])
         self.steps = state["steps"]
@@ -217,11 +222,31 @@ class Sparsifier:
 
     def remove(self) -> None:
         """Let go of the optimizer; the model keeps its sparse weights and trains freely."""
-        for hook in self._hooks:
-            hook.remove()
-        for master in self._masters:
-            release(master)
-        withdraw(master.site for master in self._masters)
+        try:
+            if not self._exposed:
+                # The last step may not have come to its end: an exception in the optimizer.
+                self._take_back()
+        finally:
+            for hook in self._hooks:
+                hook.remove()
+            for master in self._masters:
+                release(master)
+            withdraw(master.site for master in self._masters)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        """Refused: the copy of an optimizer has no hooks, so nothing would call the copy."""
+        self._refuse_copy()
+
+    def __reduce__(self) -> NoReturn:
+        self._refuse_copy()
+
+    def _refuse_copy(self) -> NoReturn:
+        raise TypeError(
+            f"a Sparsifier of {len(self._masters)} layers cannot be copied or pickled: it hangs on "
+            f"its optimizer by hooks, which copies of {type(self._optimizer).__name__} lose; copy "
+            "the model, make an optimizer for the copy, call sparsify on the two and load "
+            "copy.deepcopy(optimizer.state_dict()) into the new one"
+        )
 
     # What happens around the optimizer step.
 
@@ -253,6 +278,7 @@ class Sparsifier:
         def on_sparse_weights() -> Any:
             self._take_back()
             loss = closure()
+            self._adopt(look_inside=False)
             self._release()
             return loss
 
@@ -279,6 +305,11 @@ class Sparsifier:
         # The last step may not have come to its end: an exception in the optimizer.
         self._take_back()
         self._masters.follow()
+        self._adopt(look_inside)
+
+    @torch.no_grad()
+    def _adopt(self, look_inside: bool) -> None:
+        """What was written into the sparse weights is the dense weight from here on."""
         for master in self._masters.overwritten(look_inside):
             self._refuse_broadcast(master)
             master.adopt()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias, get_args
@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, get_args
 from torch import nn
 
 from nmsparsity.exceptions import exceptions
+from nmsparsity.exceptions import memory as memory
 from nmsparsity.pattern import Axis, Pattern
 from nmsparsity.registry import near
 from nmsparsity.sites import Site, sites, unfit
@@ -198,23 +199,29 @@ def _misfit(site: Site, pattern: Pattern, remainder: Remainder) -> str | None:
 
 
 def _without_repeats(targets: list[Target], skipped: list[Skipped]) -> Selection:
-    """One target for a parameter that stands in several places."""
-    first: dict[int, Target] = {}
+    """One target for a parameter, or memory, that stands in several places."""
+    first: dict[Hashable, Target] = {}
     kept = []
     for target in targets:
-        other = first.setdefault(id(target.site.parameter), target)
+        other = first.setdefault(memory(target.site.parameter), target)
         if other is target:
             kept.append(target)
-        elif other.site.layout != target.site.layout:
+            continue
+        what = "parameter" if other.site.parameter is target.site.parameter else "memory"
+        if _order(other.site) != _order(target.site):
             raise ValueError(
-                f"layers {other.site.name!r} and {target.site.name!r} are one parameter "
-                f"{list(target.site.shape)} with two input dimensions, which no mask can serve; "
-                "exclude them"
+                f"layers {other.site.name!r} {list(other.site.shape)} and {target.site.name!r} "
+                f"{list(target.site.shape)} are one {what} in two shapes or with two input "
+                "dimensions, which no mask can serve; exclude them"
             )
-        else:
-            reason = f"the same parameter as {other.site.name!r}, which is listed"
-            skipped.append(Skipped(target.site.name, target.site.shape, reason))
+        reason = f"the same {what} as {other.site.name!r}, which is listed"
+        skipped.append(Skipped(target.site.name, target.site.shape, reason))
     return Selection(kept, skipped)
+
+
+def _order(site: Site) -> Hashable:
+    """How groups lie in the memory of a weight."""
+    return site.layout, site.shape, site.parameter.stride()
 
 
 def _show(rule: Rule) -> str:

@@ -63,10 +63,22 @@ def test_sr_ste_without_decay_is_ste(layer: nn.Linear) -> None:
     assert_close(one_step(layer, grad, "sr_ste", decay=0.0), W - 0.1, rtol=0, atol=0)
 
 
-def test_a_negative_decay_pushes_pruned_weights_up(layer: nn.Linear) -> None:
-    """The paper's ablation."""
+def test_the_papers_ablation_with_a_negative_decay_is_a_method_of_your_own(
+    layer: nn.Linear,
+) -> None:
+    class Pushed(Method):
+        def gradient_decay(self, step: Step) -> float:
+            return -0.5
+
     expected = W * (1 + 0.1 * 0.5 * ~E)
-    assert_close(one_step(layer, torch.zeros(2, 4), "sr_ste", decay=-0.5), expected)
+    assert_close(one_step(layer, torch.zeros(2, 4), Pushed()), expected)
+
+
+def test_a_decay_that_becomes_negative_is_refused_when_it_does() -> None:
+    falling = SRSTE(decay=lambda count: 1.0 - count)
+    assert falling.decay_at(1) == 0.0
+    with pytest.raises(ValueError, match=r"decay -1\.0: want a number, 0 or more"):
+        falling.decay_at(2)
 
 
 def test_the_decoupled_form_is_scaled_by_the_learning_rate_alone(layer: nn.Linear) -> None:
@@ -311,8 +323,9 @@ def test_unknown_names_and_options() -> None:
     ("options", "said"),
     [
         ({"form": "adamw"}, "form 'adamw': want 'gradient' or 'decoupled'"),
-        ({"decay": "2e-4"}, "decay '2e-4': want a number or a function of the step count"),
+        ({"decay": "2e-4"}, "decay '2e-4': want a number, 0 or more, or a function"),
         ({"decay": None}, "decay None: want a number"),
+        ({"decay": -1e-4}, "decay -0.0001: want a number, 0 or more"),
         ({"warmup_steps": -1}, "warmup_steps -1: want 0 or more"),
     ],
 )

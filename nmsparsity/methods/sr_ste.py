@@ -18,8 +18,8 @@ class SRSTE(Method):
     strength depends on none of them.
 
     Args:
-        decay: lambda_w, a number or a function of the step count. The paper's 2e-4 was found with
-            SGD; the released code applied it once per GPU, 1.6e-3 on eight.
+        decay: lambda_w, 0 or more: a number or a function of the step count. The paper's 2e-4 was
+            found with SGD; the released code applied it once per GPU, 1.6e-3 on eight.
         form: ``"gradient"`` adds the term to the gradient: momentum and Adam's scale act on it.
             ``"decoupled"`` takes ``lr * decay * (1 - E) * W`` from the dense weight, as AdamW does
             with weight decay.
@@ -37,15 +37,15 @@ class SRSTE(Method):
     ) -> None:
         if form not in get_args(Form):
             raise ValueError(f"form {form!r}: want 'gradient' or 'decoupled'")
-        if not callable(decay) and not _is_number(decay):
-            raise ValueError(f"decay {decay!r}: want a number or a function of the step count")
+        if not callable(decay):
+            _check_decay(decay)
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps {warmup_steps}: want 0 or more")
         self.decay, self.form, self.warmup_steps = decay, form, warmup_steps
 
     def decay_at(self, count: int) -> float:
         """lambda_w after so many optimizer steps."""
-        decay = self.decay(count) if callable(self.decay) else self.decay
+        decay = _check_decay(self.decay(count)) if callable(self.decay) else self.decay
         return decay * min(1.0, count / self.warmup_steps) if self.warmup_steps else decay
 
     def gradient_decay(self, step: Step) -> float:
@@ -57,5 +57,11 @@ class SRSTE(Method):
             weight.dense.sub_((weight.dense - weight.sparse) * (strength * (1 - step.found_inf)))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _check_decay(decay: float) -> float:
+    """Below 0 it would push pruned weights up: masks change more than without it."""
+    is_number = isinstance(decay, (int, float)) and not isinstance(decay, bool)
+    if not is_number or not math.isfinite(decay) or decay < 0:
+        raise ValueError(
+            f"decay {decay!r}: want a number, 0 or more, or a function of the step count"
+        )
+    return decay
