@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from torch import nn
+from torch import Tensor, nn
 
 from nmsparsity.sites import Site, unwrap
 
@@ -82,7 +82,7 @@ def _standardized(site: Site) -> str | None:
 
 def _tied(model: nn.Module, found: list[Site]) -> dict[str, str]:
     uses = Counter(
-        _memory(parameter)
+        memory(parameter)
         for module in unwrap(model).modules()
         for parameter in module._parameters.values()
         if parameter is not None
@@ -90,11 +90,11 @@ def _tied(model: nn.Module, found: list[Site]) -> dict[str, str]:
     return {
         site.name: "a tied weight: other layers use the same parameter"
         for site in found
-        if uses[_memory(site.parameter)] > 1
+        if uses[memory(site.parameter)] > 1
     }
 
 
-def _memory(parameter: nn.Parameter) -> tuple[str, int]:
+def memory(parameter: Tensor) -> tuple[str, int]:
     """What two parameters have in common when they are one, or views of the same values."""
     if type(parameter) is not nn.Parameter or parameter.is_meta or not parameter.numel():
         return "parameter", id(parameter)

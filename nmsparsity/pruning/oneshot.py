@@ -66,4 +66,4 @@ def prune(
         mask = masks.mask(criterion.score(weight), target.pattern, target.site.layout)
         weight.masked_fill_(~mask, 0.0)
         declare(target.site.parameter, target.pattern)
-    return describe(selection.targets, selection.skipped)
+    return describe(selection.targets, selection.skipped, model)
