@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import takewhile
 
-from torch import nn
+from torch import Tensor, nn
 
 from nmsparsity.sites import Site, unwrap
 
@@ -15,7 +16,7 @@ _STANDARDIZED = ("StdConv2d", "ScaledStdConv2d")
 def exceptions(model: nn.Module, found: list[Site]) -> dict[str, str]:
     """The name of every weight that is dense by default, with the reason.
 
-    The first convolution when it reads an image of up to 3 channels, the final classifier,
+    The first convolution when it reads an image of up to 3 channels, the final classifiers,
     depthwise convolutions, tied weights, and convolutions that standardize their weight (zeros
     do not survive that).
     """
@@ -38,12 +39,31 @@ def _first_convolution(found: list[Site]) -> dict[str, str]:
 
 
 def _classifier(model: nn.Module, found: list[Site]) -> dict[str, str]:
-    """The last layer if linear or a 1x1 convolution, but not in a stack of equal blocks."""
+    """The last layer if linear or a 1x1 convolution, but not in a stack of equal blocks.
+
+    With it the heads beside it, those of distillation, say.
+    """
     if len(found) < 2 or not _maps_channels(found[-1]):
         return {}
     if _in_stack(unwrap(model), found[-1].module_name):
         return {}
-    return {found[-1].name: "the final classifier"}
+    heads = list(takewhile(lambda site: _is_beside(model, site, found[-1]), reversed(found[:-1])))
+    if len(heads) + 1 == len(found):
+        heads = []
+    return {site.name: "the final classifier" for site in (*reversed(heads), found[-1])}
+
+
+def _is_beside(model: nn.Module, site: Site, last: Site) -> bool:
+    """Whether a layer is a head beside the last one: of the same features, and cannot feed it."""
+    path, last_path = site.module_name.split("."), last.module_name.split(".")
+    pairs = list(zip(path, last_path, strict=False))
+    different = [depth for depth, (one, other) in enumerate(pairs) if one != other]
+    if len(path) != len(last_path) or len(different) != 1 or not _maps_channels(site):
+        return False
+    parent = unwrap(model).get_submodule(".".join(path[: different[0]]))
+    if isinstance(parent, (nn.Sequential, nn.ModuleList)):
+        return False
+    return site.shape[1] == last.shape[1] != site.shape[0]
 
 
 def _maps_channels(site: Site) -> bool:
@@ -94,7 +114,7 @@ def _tied(model: nn.Module, found: list[Site]) -> dict[str, str]:
     }
 
 
-def memory(parameter: nn.Parameter) -> tuple[str, int]:
+def memory(parameter: Tensor) -> tuple[str, int]:
     """What two parameters have in common when they are one, or views of the same values."""
     if type(parameter) is not nn.Parameter or parameter.is_meta or not parameter.numel():
         return "parameter", id(parameter)

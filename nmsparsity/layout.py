@@ -31,7 +31,16 @@ class Layout:
     conv_groups: int = 1
 
     def length(self, shape: tuple[int, ...], axis: str) -> int:
-        """The number of weights along ``axis``: what groups tile."""
+        """The number of weights along ``axis``: what groups tile.
+
+        Raises:
+            ValueError: for fewer than two dimensions.
+        """
+        if len(shape) < 2:
+            raise ValueError(
+                f"weight {list(shape)}: want two dimensions or more, [out, in, ...], to find "
+                "groups in; a single row is weight[None]"
+            )
         kernel = math.prod(shape[2:]) if axis == "kernel" else 1
         return shape[self.input_dim] // self._groups * kernel
 
@@ -45,6 +54,7 @@ class Layout:
             out, length = weight.shape[0], self.length(tuple(weight.shape), axis)
             inner = math.prod(weight.shape[2:]) if axis == "input" else 1
             return weight.reshape(out, length, inner)
+        self.length(tuple(weight.shape), axis)
         split = self._split(tuple(weight.shape))
         if axis == "input":
             return weight.reshape(split[0], split[1], split[2] * split[3])

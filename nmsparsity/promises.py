@@ -79,6 +79,14 @@ def release(keeper: Keeper) -> None:
     _keepers.discard(keeper)
 
 
+def free(parameters: Iterable[nn.Parameter]) -> None:
+    """Nobody keeps these parameters any longer; what is promised about them stays."""
+    freed = {id(parameter) for parameter in parameters}
+    for keeper in list(_keepers):
+        if id(keeper.parameter) in freed:
+            release(keeper)
+
+
 def claimed() -> set[int]:
     """The parameters that someone alive keeps N:M, by identity."""
     return {id(keeper.parameter) for keeper in _keepers}

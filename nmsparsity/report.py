@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
 
-from nmsparsity.layout import Layout
-from nmsparsity.packed.infer import infer
-from nmsparsity.pattern import Pattern
+from nmsparsity.exceptions import memory
+from nmsparsity.packed.choice import given
+from nmsparsity.packed.infer import shown as shown
+from nmsparsity.pattern import Axis, Pattern
 from nmsparsity.promises import declared
 from nmsparsity.shards import check_memory, local_shard
-from nmsparsity.sites import sites, unfit
+from nmsparsity.sites import canonical, sites, unfit, unwrap
 from nmsparsity.table import table
-from nmsparsity.targets import Patterns, Skipped, Target, select
+from nmsparsity.targets import Patterns, Skipped, Target
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class Row:
         pattern: ``"2:4"``, or None for a dense weight.
         axis: along which the groups run.
         density: share of nonzeros.
-        bad_groups: groups with more than N nonzeros.
+        bad_groups: groups with more than N nonzeros, or with NaN or infinity.
         groups: all groups.
         reason: why the weight is dense, or what is wrong with it.
+        repeats: its elements are counted in another row: it is tied, or computed from others.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Row:
     bad_groups: int = 0
     groups: int = 0
     reason: str = ""
+    repeats: bool = False
 
     @property
     def size(self) -> int:
@@ -78,8 +81,8 @@ class Report:
     @property
     def summary(self) -> str:
         """One sentence."""
-        total = sum(row.size for row in self.rows)
-        sparse = sum(row.size for row in self.sparse)
+        total = sum(row.size for row in self.rows if not row.repeats)
+        sparse = sum(row.size for row in self.sparse if not row.repeats)
         bad = [row for row in self.sparse if row.bad_groups]
         share = sparse / total if total else 0.0
         said = f"{len(self.sparse)} of {len(self.rows)} weights are N:M ({share:.1%} of elements)"
@@ -88,61 +91,73 @@ class Report:
         return f"{said}; all hold" if self.sparse else f"{said}: nothing here is sparse"
 
 
-def describe(targets: Sequence[Target], skipped: Sequence[Skipped]) -> Report:
-    """The report of weights with known patterns and of those left dense."""
-    rows = [_check(target) for target in targets]
-    return Report([*rows, *(_dense(entry) for entry in skipped)])
+def describe(
+    targets: Sequence[Target], skipped: Sequence[Skipped], model: nn.Module | None = None
+) -> Report:
+    """The report of weights with known patterns and of those left dense.
+
+    Given the model too, the elements of weights that share memory are counted once.
+    """
+    rows = [*(_check(target) for target in targets), *(_dense(entry) for entry in skipped)]
+    if model is None:
+        return Report(rows)
+    again = _repeats([row.name for row in rows], model)
+    return Report([replace(row, repeats=row.name in again) for row in rows])
+
+
+def _repeats(names: Sequence[str], model: nn.Module) -> set[str]:
+    """The weights whose memory an earlier one has, and those that are no parameter at all."""
+    parameters = unwrap(model).named_parameters(remove_duplicate=False)
+    memories = {canonical(name): memory(parameter) for name, parameter in parameters}
+    first = {memories[name]: name for name in reversed(names) if name in memories}
+    return {name for name in names if name not in memories or first[memories[name]] != name}
 
 
 @torch.no_grad()
-def verify(model: nn.Module, pattern: Patterns | None = None) -> Report:
-    """Check that every group of the model's sparse weights really is N:M.
+def verify(
+    model: nn.Module, pattern: Patterns | None = None, *, axis: Axis | None = None
+) -> Report:
+    """Check that every group of the model's sparse weights really is N:M, of finite numbers.
 
     Args:
         model: any module, also one that was never sparsified here.
-        pattern: what must hold, ``"2:4"`` or ``{rule: "2:4"}``; default: what `sparsify`, `prune`
-            or `load` promised, and for weights without a promise whatever pattern they show.
+        pattern: what must hold, ``"2:4"`` or ``{rule: "2:4"}``, of the layers that `prune` would
+            choose; default: what `sparsify`, `prune` or `load` promised, and for weights without
+            a promise whatever pattern they show.
+        axis: of the pattern given, as for `sparsify`.
+
+    Raises:
+        ValueError: for an axis without a pattern, a rule that matches nothing, and a weight on
+            the meta device.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
     >>> verify(model, "2:4").ok
     False
     """
     if pattern is not None:
-        selection = select(model, pattern, remainder="pad")
-        return describe(selection.targets, selection.skipped)
-    targets, skipped, promised = [], [], declared()
+        selection = given(model, pattern, axis)
+        return describe(selection.targets, selection.skipped, model)
+    if axis is not None:
+        raise ValueError(f"axis {axis!r} without a pattern: give both, as in verify(model, '2:4')")
+    targets, skipped, known = [], [], declared()
     for site in sites(model):
         check_memory(site.name, site.parameter)
-        found = promised.get(id(site.parameter))
+        found = known.get(id(site.parameter))
         found = found or shown(local_shard(site.parameter), site.layout)
         if found is None:
             skipped.append(Skipped(site.name, site.shape, "dense: it shows no pattern"))
         else:
             targets.append(Target(site, found))
     others = [Skipped(entry.name, entry.shape, entry.reason) for entry in unfit(model)]
-    return describe(targets, [*skipped, *others])
-
-
-def shown(weight: torch.Tensor, layout: Layout) -> Pattern | None:
-    """The pattern that a weight without a promise shows by its zeros, if it does.
-
-    Most groups that are not empty must have exactly N nonzeros: scattered zeros also leave some
-    N:M that saves bytes, such as 19:61, but nobody made it so.
-    """
-    pattern = infer(weight, layout)
-    if pattern is None:
-        return None
-    counts = pattern.counts(weight, layout)
-    filled = counts[counts > 0]
-    exact = (filled == pattern.n).sum() * 2 > filled.numel()
-    return pattern if bool(exact) else None
+    return describe(targets, [*skipped, *others], model)
 
 
 def _check(target: Target) -> Row:
     site, pattern = target.site, target.pattern
+    check_memory(site.name, site.parameter)
     weight = local_shard(site.parameter)
     counts = pattern.counts(weight, site.layout)
-    bad = int((counts > pattern.n).sum())
+    bad = int(_bad(counts, weight, target).sum())
     return Row(
         site.name,
         site.shape,
@@ -158,11 +173,20 @@ def _check(target: Target) -> Row:
 def first_bad_group(weight: torch.Tensor, pattern: Pattern, target: Target) -> str:
     """Where the pattern first fails, in words."""
     counts = pattern.counts(weight, target.site.layout)
-    outer, group, inner = (int(i) for i in (counts > pattern.n).nonzero()[0])
-    return (
-        f"group {group} of row {outer}, position {inner} has {int(counts[outer, group, inner])} "
-        f"nonzeros, {pattern} allows {pattern.n}"
-    )
+    outer, group, inner = (int(i) for i in _bad(counts, weight, target).nonzero()[0])
+    place = f"group {group} of row {outer}, position {inner}"
+    count = int(counts[outer, group, inner])
+    if count <= pattern.n:
+        return f"{place} has NaN or infinity: the training has diverged or the file is damaged"
+    return f"{place} has {count} nonzeros, {pattern} allows {pattern.n}"
+
+
+def _bad(counts: torch.Tensor, weight: torch.Tensor, target: Target) -> torch.Tensor:
+    """Which groups have too many nonzeros, or a number that is not finite."""
+    finite = torch.isfinite(weight)
+    if bool(finite.all()):
+        return counts > target.pattern.n
+    return (counts > target.pattern.n) | (target.pattern.counts(~finite, target.site.layout) > 0)
 
 
 def _dense(entry: Skipped) -> Row:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim.swa_utils import AveragedModel
 
 from nmsparsity.layout import Layout
@@ -94,7 +95,7 @@ def _scan(model: nn.Module) -> Iterator[Site | Unfit]:
             if attribute not in places and parameter is not None and _is_matrix(parameter):
                 name = _join(canonical(module_name), attribute)
                 _refuse_lazy(name, parameter)
-                yield Unfit(name, tuple(parameter.shape), _why_unfit(module))
+                yield Unfit(name, tuple(parameter.shape), _why_unfit(module, attribute))
 
 
 def _look(
@@ -140,7 +141,11 @@ def _places(module: nn.Module) -> dict[str, Layout]:
     if isinstance(module, nn.MultiheadAttention):
         return {name: Layout() for name in _ATTENTION if module._parameters.get(name) is not None}
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        return {name: Layout() for name in module._parameters if name.startswith("weight_")}
+        return {
+            name: Layout()
+            for name in module._parameters
+            if name.startswith("weight_") and not _is_part(module, name)
+        }
     if _is_hugging_face_conv1d(module):
         return {"weight": Layout(input_dim=0)}
     return {}
@@ -153,13 +158,24 @@ def _is_hugging_face_conv1d(module: nn.Module) -> bool:
     )
 
 
+def _is_part(module: nn.Module, attribute: str) -> bool:
+    """Whether another weight of the module is computed from this one, as from ``weight_v``."""
+    base = attribute.rpartition("_")[0]
+    return base not in module._parameters and isinstance(vars(module).get(base), torch.Tensor)
+
+
 def _is_matrix(parameter: nn.Parameter) -> bool:
     return isinstance(parameter, UninitializedParameter) or (
         parameter.dim() >= 2 and parameter.is_floating_point()
     )
 
 
-def _why_unfit(module: nn.Module) -> str:
+def _why_unfit(module: nn.Module, attribute: str) -> str:
+    if _is_part(module, attribute) or isinstance(module, ParametrizationList):
+        return (
+            "the layer's weight is computed from it (parametrization, weight norm or torch's "
+            "pruning): make that permanent first"
+        )
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "an embedding table is looked up, not multiplied"
     return f"{type(module).__name__} is not a layer whose input dimension is known"

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nmsparsity import cli
-from tests.images import lightning_warnings, write_idx_set
+from tests.images import lightning_warnings, pictures, write_idx_set, write_parquet
 from tests.test_tasks_train import words
 
 pytestmark = lightning_warnings
@@ -134,13 +134,22 @@ def test_mistakes_are_one_line(
         ("--sparsity.exclude", '["*layer9*"]', "matches no layer"),
         ("--task.model", "resnet51", "did you mean 'resnet50'"),
         ("--data.batch_size", "1000", "more than the 96 images"),
+        ("--data.batch_size", "0", "batch_size 0: want 1 or more"),
+        ("--data.batch_size", "-4", "batch_size -4: want 1 or more"),
+        ("--data.padding", "-3", "padding -3: want 0 or more"),
+        ("--data.image_size", "32", "leave --data.image_size unset"),
+        ("--task.model_options.foo", "1", "'small_resnet8' with model_options {'width': 8, 'foo'"),
+        ("--task.model", "my.mod:f", "model 'my.mod:f': No module named 'my'; want 'package.mod"),
+        ("--task.model", "math:f", "want 'package.module:function' on the Python path"),
     ],
 )
 def test_wrong_values_say_the_remedy(
     field: str, value: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["train", *words(tmp_path, field, value)]) == 2
-    assert said in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
 
 
 def test_an_unknown_field_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,3 +165,71 @@ def test_evaluate_needs_to_know_the_model(
     torch.save(nn.Linear(4, 4).state_dict(), tmp_path / "file.pt")
     assert cli.main(["evaluate", str(tmp_path / "file.pt")]) == 2
     assert "its model and data are unknown" in capsys.readouterr().err
+
+
+def one_line(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    """The line on stderr of a command that fails."""
+    capsys.readouterr()
+    assert cli.main(list(command)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_run_evaluated_with_something_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *words(tmp_path)]) == 0
+    run = str(tmp_path / "run")
+    line = one_line(capsys, "evaluate", run, *TINY, "--task.model", "small_resnet14")
+    assert "best.ckpt: the weights do not fit this SmallResNet: " in line
+    assert "' is missing in the file" in line
+    for split, seed in (("train", 0), ("test", 1)):
+        write_parquet(tmp_path / "colour", split, *pictures(24, 8, 3, seed=seed))
+    line = one_line(capsys, "evaluate", run, *TINY, "--data.source", "colour")
+    assert "in the file, [" in line
+
+
+def test_a_run_folder_with_damaged_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, run = ["train", *words(tmp_path)], tmp_path / "run"
+    assert cli.main(command) == 0
+    (run / "result.json").write_text("")
+    assert f"{run / 'result.json'}: empty or damaged; delete it" in one_line(capsys, *command)
+    (run / "result.json").unlink()
+    whole = (run / "last.ckpt").read_bytes()
+    for length in (0, 10, len(whole) // 2, len(whole) - 1):
+        (run / "last.ckpt").write_bytes(whole[:length])
+        line = one_line(capsys, *command)
+        assert f"{run / 'last.ckpt'}: no whole checkpoint ({length:,} bytes)" in line
+        assert "no whole checkpoint" in one_line(capsys, *command, "--ckpt_path", "last")
+        line = one_line(capsys, "inspect", str(run / "last.ckpt"))
+        assert f"{run / 'last.ckpt'}: no checkpoint that torch can read" in line
+    (run / "config.yaml").write_text("")
+    line = one_line(capsys, *command)
+    assert line.endswith(
+        f"{run / 'config.yaml'}: empty or damaged; delete it to go on with the settings given here"
+    )
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = one_line(capsys, "inspect", str(tmp_path))
+    assert f"{tmp_path}: a folder without best.ckpt: no run, or one" in line
+
+
+def test_a_packed_file_needs_no_suffix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(nn.Linear(4, 4).state_dict(), tmp_path / "file.pt")
+    assert cli.main(["pack", str(tmp_path / "file.pt"), "-o", str(tmp_path / "packed")]) == 0
+    assert cli.main(["inspect", str(tmp_path / "packed")]) == 0
+    assert "0 of 1 weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", [{"a": 1}, "x", "task: 3", "a: [", "task: {model: x}", 7])
+def test_a_configuration_of_others_is_not_taken_for_ours(
+    config: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": nn.Linear(4, 4).state_dict(), "config": config}, tmp_path / "file.pt")
+    assert cli.main(["inspect", str(tmp_path / "file.pt")]) == 0
+    assert "weight " in capsys.readouterr().out
+    line = one_line(capsys, "evaluate", str(tmp_path / "file.pt"))
+    assert "its model and data are unknown" in line

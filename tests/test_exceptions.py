@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import timm
 import timm.layers
 import torch
 from torch import nn
@@ -91,6 +92,48 @@ def test_a_linear_layer_in_the_middle_of_a_decoder_is_no_classifier() -> None:
     """What the last of all layers is decides, not the last linear one."""
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Linear(8, 16), nn.ConvTranspose2d(4, 4, 2))
     assert "1.weight" not in reasons(model)
+
+
+def test_heads_beside_the_last_one_are_classifiers_too() -> None:
+    body = nn.Linear(8, 8)
+    final = "the final classifier"
+    two = Named(body=body, head=nn.Linear(8, 4), head_dist=nn.Linear(8, 4))
+    assert reasons(two) == {"head.weight": final, "head_dist.weight": final}
+    inner = Named(
+        body=body,
+        policy=Named(norm=nn.LayerNorm(8), linear=nn.Linear(8, 4)),
+        value=Named(norm=nn.LayerNorm(8), linear=nn.Linear(8, 1)),
+    )
+    assert reasons(inner) == {"policy.linear.weight": final, "value.linear.weight": final}
+    assert set(reasons(nn.Sequential(body, two))) == {"1.head.weight", "1.head_dist.weight"}
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        # One may feed the next.
+        {"body": nn.Linear(4, 8), "fc1": nn.Linear(8, 8), "fc2": nn.Linear(8, 4)},
+        {"body": nn.Linear(4, 8), "up": nn.Linear(8, 16), "down": nn.Linear(16, 8)},
+        # Nothing else would be left.
+        {"fc1": nn.Linear(8, 4), "fc2": nn.Linear(8, 4)},
+        # At another depth.
+        {"body": nn.Linear(4, 8), "inner": Named(a=nn.Linear(8, 4)), "fc2": nn.Linear(8, 4)},
+    ],
+)
+def test_layers_before_the_last_one_are_no_heads(layers: dict[str, nn.Module]) -> None:
+    assert list(reasons(Named(**layers)).values()) == ["the final classifier"]
+
+
+def test_layers_in_a_sequence_are_no_heads() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4), nn.Unflatten(1, (8, 1)))
+    model.append(nn.Linear(8, 4))
+    assert reasons(model) == {"3.weight": "the final classifier"}
+
+
+def test_both_heads_of_levit_stay_dense() -> None:
+    model = timm.create_model("levit_128s", num_classes=10)
+    heads = [name for name, why in reasons(model).items() if why == "the final classifier"]
+    assert heads == ["head.linear.weight", "head_dist.linear.weight"]
 
 
 # Depthwise convolutions.

@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
-from nmsparsity import Layout
+from nmsparsity import Layout, Pattern
 from nmsparsity.sites import sites
 
 LAYERS = {
@@ -105,3 +105,11 @@ def test_fold_of_contiguous_memory_is_a_view() -> None:
         weight = torch.zeros(4, 4, 3, 3)
         layout.fold(weight, "input").fill_(1.0)
         assert bool(weight.all())
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(input_dim=0)])
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_a_vector_has_no_groups(layout: Layout, shape: tuple[int, ...]) -> None:
+    for call in (Pattern(2, 4).mask, Pattern(2, 4).holds, Pattern(2, 4).divides):
+        with pytest.raises(ValueError, match=r"weight \[4?\]: want two dimensions or more"):
+            call(torch.zeros(shape), layout)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import nmsparsity as nm
+from nmsparsity import promises
 from nmsparsity.integrations.lightning import SparsityCallback
 from tests.images import lightning_warnings
 
@@ -149,3 +152,86 @@ def test_weights_that_are_not_sparse_at_the_end_are_an_error(tmp_path: Path) -> 
 def test_one_optimizer(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"want one optimizer, Module has 2; call nmsparsity"):
         trainer(tmp_path, SparsityCallback("2:4")).fit(Module(optimizers=2), data())
+
+
+def test_fitting_again_goes_on_with_the_dense_weights(tmp_path: Path) -> None:
+    module, callback = Module(), SparsityCallback("2:4", print_report=False)
+    run = trainer(tmp_path, callback, epochs=1)
+    run.fit(module, data())
+    first = callback.sparsifier
+    dense = first.state_dict()["weights"]["net.0.weight"]["dense_weight"].clone()
+    assert int((dense != 0).sum()) == dense.numel()
+
+    run.fit_loop.max_epochs = 2
+    seen = []
+    callback.on_train_start = lambda *_: seen.append(
+        copy.deepcopy(callback.sparsifier.state_dict())
+    )
+    run.fit(module, data())
+    assert callback.sparsifier is not first
+    assert torch.equal(seen[0]["weights"]["net.0.weight"]["dense_weight"], dense)
+    assert seen[0]["steps"] == 6
+    assert callback.sparsifier.steps == 12
+    assert [entry["epoch"] for entry in callback.history] == [1, 2]
+    assert nm.verify(module).ok
+
+
+def test_what_is_written_between_two_fits_is_kept(tmp_path: Path) -> None:
+    module, callback = Module(), SparsityCallback("2:4", print_report=False)
+    run = trainer(tmp_path, callback, epochs=1)
+    run.fit(module, data())
+    nn.init.constant_(module.net[0].weight, 0.5)
+    run.fit_loop.max_epochs = 2
+    seen = []
+    callback.on_train_start = lambda *_: seen.append(module.net[0].weight.detach().clone())
+    run.fit(module, data())
+    assert torch.equal(seen[0], torch.tensor([0.5, 0.5, 0.0, 0.0]).repeat(32, 4))
+
+
+def test_after_a_fit_the_module_is_free_and_still_promised(tmp_path: Path) -> None:
+    module, callback = Module(), SparsityCallback("2:4", axis="kernel", print_report=False)
+    first = trainer(tmp_path, callback, epochs=1)
+    first.fit(module, data())
+    assert promises.declared()[id(module.net[0].weight)] == nm.Pattern(2, 4, "kernel")
+    first.save_checkpoint(tmp_path / "after.ckpt")
+    state = torch.load(tmp_path / "after.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    assert any(key == "sparsity_dense_weight" for entry in state.values() for key in entry)
+    other = SparsityCallback("1:4", print_report=False)
+    trainer(tmp_path, other, epochs=1).fit(module, data())
+    assert nm.verify(module, "1:4").ok
+    nm.prune(module, "1:8")
+
+
+def test_after_a_fit_that_failed_too(tmp_path: Path) -> None:
+    class Failing(Module):
+        def training_step(self, batch, index):
+            if index == 2:
+                raise ZeroDivisionError("a mistake")
+            return super().training_step(batch, index)
+
+    module, callback = Failing(), SparsityCallback("2:4", print_report=False)
+    with pytest.raises(ZeroDivisionError):
+        trainer(tmp_path, callback).fit(module, data())
+    nm.prune(module, "1:4")
+
+
+def test_another_module_starts_anew(tmp_path: Path) -> None:
+    callback = SparsityCallback("2:4", print_report=False)
+    one, two = Module(), Module()
+    trainer(tmp_path, callback, epochs=1).fit(one, data())
+    trainer(tmp_path, callback, epochs=1).fit(two, data())
+    assert callback.sparsifier.steps == 6
+    for name, value in one.state_dict().items():
+        assert torch.equal(two.state_dict()[name], value), name
+    assert nm.verify(one).ok
+
+
+@pytest.mark.parametrize(
+    "averaging", [lambda: StochasticWeightAveraging(1e-2), lambda: EMAWeightAveraging()]
+)
+def test_averaging_by_lightning_is_refused_at_the_start(averaging, tmp_path: Path) -> None:
+    callback, module = SparsityCallback("2:4", print_report=False), Module()
+    with pytest.raises(ValueError, match=r"WeightAveraging: the average .* is not N:M; remove it"):
+        trainer(tmp_path, averaging(), callback).fit(module, data())
+    dense = SparsityCallback(method="dense", print_report=False)
+    trainer(tmp_path, averaging(), dense).fit(Module(), data())

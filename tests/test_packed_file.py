@@ -454,7 +454,6 @@ def test_a_missing_folder_is_an_os_error(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="permission bits and links are a POSIX thing")
 def test_permissions_follow_the_umask_and_links_are_followed(tmp_path):
     target, link = tmp_path / "target", tmp_path / "link"
-    target.write_bytes(b"old")
     link.symlink_to(target)
     old = os.umask(0o027)
     try:
@@ -486,3 +485,36 @@ def test_another_layout_of_the_library_is_noticed(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="install another version of safetensors"):
         write(tmp_path / "x", {}, {"x": torch.ones(1)})
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permission bits are a POSIX thing")
+@pytest.mark.parametrize("mode", [0o600, 0o664])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, mode):
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    target.chmod(mode)
+    write(target, {}, {"x": torch.ones(1)})
+    assert target.stat().st_mode & 0o777 == mode
+    assert torch.equal(read(target).tensors["x"], torch.ones(1))
+
+
+def test_a_place_where_no_file_can_be_is_named(tmp_path):
+    missing = tmp_path / "missing" / "file"
+    with pytest.raises(FileNotFoundError, match=f"{missing}: there is no folder .*make it first"):
+        write(missing, {}, {"x": torch.ones(1)})
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path} is a folder: give the name"):
+        write(tmp_path, {}, {"x": torch.ones(1)})
+
+
+def test_promises_are_those_given_or_those_of_the_packed_weights(tmp_path):
+    weight = torch.eye(8)
+    packed = PackedWeight.pack(weight, "1:8", name="a")
+    write(tmp_path / "x", {"a": packed, "b": packed}, {"c": weight})
+    assert read(tmp_path / "x").promises == {"a": Pattern(1, 8), "b": Pattern(1, 8)}
+    write(tmp_path / "x", {"a": packed}, {"c": weight}, promises={"c": Pattern(1, 512, "kernel")})
+    assert read(tmp_path / "x").promises == {"c": Pattern(1, 512, "kernel")}
+    write(tmp_path / "x", {"a": packed}, {}, promises={})
+    assert read(tmp_path / "x").promises == {}
+    write(tmp_path / "x", {"a": packed}, {}, promises={"other": Pattern(1, 8)})
+    with pytest.raises(PackedFileError, match="'other' has a promise, but is not stored"):
+        read(tmp_path / "x")

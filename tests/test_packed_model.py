@@ -7,12 +7,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+import nmsparsity as nm
 from nmsparsity.packed import PackedFileError, load, read, save, write
 from nmsparsity.pattern import Pattern
-from nmsparsity.promises import declare, declared
-from nmsparsity.report import verify
+from nmsparsity.promises import Place, declare, declared
 from nmsparsity.sites import sites
-from nmsparsity.sparsifier import sparsify
 
 
 class Net(nn.Module):
@@ -32,6 +31,14 @@ class Net(nn.Module):
         self.register_buffer("empty", torch.zeros(0, 3))
 
 
+def promised(module):
+    return declared().get(id(module.weight))
+
+
+def promise_(module, pattern):
+    declare({Place(module, "weight"): pattern})
+
+
 def prune_(model, names, pattern=Pattern(2, 4), promise=False):  # noqa: B008
     with torch.no_grad():
         for site in sites(model):
@@ -41,10 +48,6 @@ def prune_(model, names, pattern=Pattern(2, 4), promise=False):  # noqa: B008
                 if promise:
                     declare({site: pattern})
     return model
-
-
-def promised(module):
-    return declared().get(id(module.weight))
 
 
 def net(promise=False):
@@ -81,8 +84,9 @@ def test_a_model_comes_back_exactly(tmp_path, promise):
         "embedding.weight",
     }
     assert loaded.decoder.weight is loaded.embedding.weight
-    assert promised(loaded.conv) == Pattern(2, 4)
-    assert promised(loaded.decoder) == Pattern(2, 4)
+    # What zeros show is no promise.
+    assert promised(loaded.conv) == (Pattern(2, 4) if promise else None)
+    assert promised(loaded.decoder) == (Pattern(2, 4) if promise else None)
     assert promised(loaded.head) is None
 
 
@@ -120,7 +124,7 @@ def test_a_given_pattern_that_does_not_hold_is_refused(tmp_path):
 
 def test_a_given_pattern_is_used_and_a_declared_one_comes_first(tmp_path):
     model = net()
-    declare({sites(model.up)[0]: Pattern(2, 4)})
+    promise_(model.up, Pattern(2, 4))
     save(model, tmp_path / "net", {"conv": "3:4", "up": "4:8"})
     packed = read(tmp_path / "net").packed
     assert packed["conv.weight"].pattern == Pattern(3, 4)
@@ -130,7 +134,7 @@ def test_a_given_pattern_is_used_and_a_declared_one_comes_first(tmp_path):
 
 def test_a_dense_promise_is_stored_plain(tmp_path):
     model = nn.Linear(8, 8)
-    declare({sites(model)[0]: Pattern(4, 4)})
+    promise_(model, Pattern(4, 4))
     assert save(model, tmp_path / "net").weights == ()
 
 
@@ -197,7 +201,7 @@ def test_every_difference_is_listed_and_nothing_is_loaded(tmp_path):
 
 
 def test_a_packed_weight_of_another_shape_or_layout_is_refused(tmp_path):
-    save(prune_(nn.Sequential(nn.Conv2d(8, 8, 1)), ["0.weight"]), tmp_path / "net")
+    save(prune_(nn.Sequential(nn.Conv2d(8, 8, 1)), ["0.weight"], promise=True), tmp_path / "net")
     with pytest.raises(ValueError, match=r"'0\.weight' has Layout\(input_dim=1.*in the model"):
         load(tmp_path / "net", nn.Sequential(nn.ConvTranspose2d(8, 8, 1)))
     with pytest.raises(ValueError, match=r"'0\.weight' is torch\.float32 \[8, 8, 1, 1\] in the"):
@@ -223,17 +227,17 @@ def test_a_dense_file_ends_the_promises_of_before(tmp_path):
     model = net(promise=True)
     load(tmp_path / "dense", model)
     assert [promised(layer) for layer in (model.conv, model.up, model.decoder)] == [None] * 3
-    assert not verify(model).sparse
+    assert not nm.verify(model).sparse
     assert save(model, tmp_path / "again").weights == ()
 
 
 def test_a_sparse_file_ends_the_promises_that_it_does_not_make(tmp_path):
-    save(prune_(other(), ("head.weight",), Pattern(1, 4)), tmp_path / "net")
+    save(prune_(other(), ("head.weight",), Pattern(1, 4), promise=True), tmp_path / "net")
     model = net(promise=True)
     load(tmp_path / "net", model)
     assert promised(model.head) == Pattern(1, 4)
-    assert [row.name for row in verify(model).sparse] == ["head.weight"]
-    assert verify(model).ok
+    assert [row.name for row in nm.verify(model).sparse] == ["head.weight"]
+    assert nm.verify(model).ok
 
 
 def test_a_refused_file_ends_no_promise(tmp_path):
@@ -247,15 +251,17 @@ def test_a_refused_file_ends_no_promise(tmp_path):
 @pytest.mark.parametrize("pattern", [None, Pattern(1, 4)])
 def test_a_file_ends_no_promise_that_a_sparsifier_keeps(tmp_path, pattern):
     source = nn.Linear(16, 16)
-    save(prune_(source, ("weight",), pattern) if pattern else source, tmp_path / "net")
+    if pattern:
+        prune_(source, ("weight",), pattern, promise=True)
+    save(source, tmp_path / "net")
     model = nn.Linear(16, 16)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    sparsifier = sparsify(model, optimizer, "2:4")
+    sparsifier = nm.sparsify(model, optimizer, "2:4")
     load(tmp_path / "net", model)
     assert promised(model) == Pattern(2, 4)
     model(torch.ones(2, 16)).sum().backward()
     optimizer.step()
-    assert verify(model).ok
+    assert nm.verify(model).ok
     sparsifier.remove()
     assert promised(model) is None
 
@@ -323,3 +329,149 @@ def test_not_a_number_in_a_sparse_weight_is_refused_by_name(tmp_path):
         model.conv.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"^conv\.weight .*NaN"):
         save(model, tmp_path / "net")
+
+
+def test_a_live_sparsifier_keeps_its_own_promise(tmp_path):
+    torch.manual_seed(0)
+    source = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 2))
+    nm.prune(source, "1:4")
+    save(source, tmp_path / "net")
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sparsifier = nm.sparsify(model, optimizer, "2:4")
+    load(tmp_path / "net", model)
+    assert promised(model[0]) == Pattern(2, 4)
+    for _ in range(2):
+        model(torch.randn(4, 16)).square().sum().backward()
+        optimizer.step()
+    assert nm.verify(model).ok
+    save(model, tmp_path / "again")
+    sparsifier.remove()
+    load(tmp_path / "net", model)
+    assert promised(model[0]) == Pattern(1, 4)
+
+
+def test_scattered_zeros_are_no_pattern_and_no_promise(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2))
+    with torch.no_grad():
+        model[0].weight.mul_(torch.rand(64, 64) > 0.4)
+    assert save(model, tmp_path / "net").weights == ()
+    load(tmp_path / "net", model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model(torch.randn(4, 64)).square().sum().backward()
+    optimizer.step()
+    save(model, tmp_path / "net")
+
+
+def test_a_pattern_seen_in_the_zeros_is_packed_but_not_promised(tmp_path):
+    torch.manual_seed(0)
+    model = prune_(nn.Sequential(nn.Linear(64, 64)), ["0.weight"])
+    assert len(save(model, tmp_path / "net").weights) == 1
+    load(tmp_path / "net", model)
+    nn.init.ones_(model[0].weight)
+    assert save(model, tmp_path / "net").weights == ()
+
+
+def test_a_promise_of_what_was_there_before_does_not_outlive_it(tmp_path):
+    dense = nn.Sequential(nn.Linear(8, 8))
+    save(dense, tmp_path / "net")
+    model = nn.Sequential(nn.Linear(8, 8))
+    nm.prune(model, "2:4")
+    load(tmp_path / "net", model)
+    assert promised(model[0]) is None
+    save(model, tmp_path / "net")
+
+
+@pytest.mark.parametrize("text", ["15:16", "31:32"])
+def test_packed_is_never_larger_than_plain_and_the_promise_stays(tmp_path, text):
+    torch.manual_seed(0)
+    model, loaded = nn.Sequential(nn.Linear(5, 8)), nn.Sequential(nn.Linear(5, 8))
+    nm.prune(model, {"0": text}, remainder="pad")
+    assert save(model, tmp_path / "net").weights == ()
+    load(tmp_path / "net", loaded)
+    assert torch.equal(loaded[0].weight, model[0].weight)
+    assert promised(loaded[0]) == Pattern.parse(text)
+
+
+def test_a_plain_weight_must_hold_its_promise_too(tmp_path):
+    model = nn.Sequential(nn.Linear(16, 8).half())
+    promise_(model[0], Pattern(31, 32, "kernel"))
+    save(model, tmp_path / "net")
+    wide = nn.Sequential(nn.Linear(1024, 2))
+    promise_(wide[0], Pattern(3, 512))
+    with pytest.raises(ValueError, match=r"^0\.weight .* row 0, group 0 has 512 nonzeros"):
+        save(wide, tmp_path / "net")
+
+
+def test_groups_of_more_than_256_are_stored_and_stay_promised(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1024, 32), nn.Linear(32, 2))
+    loaded = copy.deepcopy(model)
+    nm.prune(model, "3:512")
+    saved = save(model, tmp_path / "net")
+    assert saved.nbytes < 0.2 * saved.dense_nbytes
+    load(tmp_path / "net", loaded)
+    assert_same(loaded, model.state_dict())
+    assert promised(loaded[0]) == Pattern(3, 512)
+    assert nm.verify(loaded).ok
+
+
+def test_a_given_pattern_is_for_the_layers_that_prune_chooses(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 32), nn.Linear(32, 32), nn.Linear(32, 2))
+    nm.prune(model, "2:4")
+    bare = copy.deepcopy(model)
+    saved = save(bare, tmp_path / "net", pattern="2:4")
+    assert [(weight.name, weight.pattern) for weight in saved.weights] == [
+        ("1.weight", Pattern(2, 4))
+    ]
+    load(tmp_path / "net", bare)
+    assert promised(bare[1]) == Pattern(2, 4)
+
+
+class Versioned(nn.Linear):
+    """Refuses a state that does not say which version it is of, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, local_metadata, *others):
+        if local_metadata.get("version") not in (1, 2):
+            raise ValueError(f"version should be 1 or 2 instead of {local_metadata.get('version')}")
+        super()._load_from_state_dict(state, prefix, local_metadata, *others)
+
+
+def test_modules_with_versions_are_loaded(tmp_path):
+    model, loaded = nn.Sequential(Versioned(4, 4)), nn.Sequential(Versioned(4, 4))
+    save(model, tmp_path / "net")
+    load(tmp_path / "net", loaded)
+    assert_same(loaded, model.state_dict())
+
+
+def test_another_dtype_is_one_sentence_with_the_remedy(tmp_path):
+    save(net().half(), tmp_path / "net")
+    model = other()
+    with pytest.raises(ValueError, match="nothing was loaded") as caught:
+        load(tmp_path / "net", model)
+    assert str(caught.value).splitlines()[1:] == [
+        "  16 tensors are torch.float16 in the file, torch.float32 in the model: call "
+        "model.to(torch.float16) first"
+    ]
+    load(tmp_path / "net", model.to(torch.float16))
+    model.up.bias.data = model.up.bias.data.float()
+    with pytest.raises(ValueError, match=r"'up\.bias' is torch\.float16 .* torch\.float32"):
+        load(tmp_path / "net", model)
+
+
+def test_arguments_in_the_wrong_order_are_told_so(tmp_path):
+    with pytest.raises(TypeError, match=r"got str: save\(model, path\)"):
+        save(str(tmp_path / "net"), nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"got str: load\(path, model\)"):
+        load(nn.Linear(2, 2), str(tmp_path / "net"))
+
+
+def test_not_a_number_in_a_weight_without_a_promise_is_stored_as_it_is(tmp_path):
+    model = prune_(nn.Sequential(nn.Linear(64, 64)), ["0.weight"])
+    with torch.no_grad():
+        model[0].weight[model[0].weight != 0] = float("nan")
+    assert save(model, tmp_path / "net").weights == ()

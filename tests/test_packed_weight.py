@@ -230,3 +230,12 @@ def test_round_trip(data, shape, dtype, layout):
     again = PackedWeight.pack(packed.unpack(), pattern, layout)
     assert torch.equal(again.positions, packed.positions)
     assert same_bits(again.values, packed.values)
+
+
+def test_a_pattern_may_be_text() -> None:
+    weight = torch.eye(8)
+    packed = PackedWeight.pack(weight, "1:8")
+    assert packed.pattern == Pattern(1, 8)
+    assert torch.equal(packed.unpack(), weight)
+    with pytest.raises(ValueError, match="pattern '1-8': want 'N:M'"):
+        PackedWeight.pack(weight, "1-8")

@@ -69,6 +69,28 @@ def test_nan_counts_as_a_nonzero() -> None:
     assert nm.verify(model).rows[0].bad_groups == 1
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("pattern", [None, "2:4"])
+def test_what_is_not_finite_does_not_hold(value: float, pattern: str | None) -> None:
+    model = pruned()
+    with torch.no_grad():
+        model[0].weight[model[0].weight != 0] = value
+    report = nm.verify(model, pattern)
+    assert not report.ok
+    assert (report.rows[0].bad_groups, report.rows[0].groups) == (16, 16)
+    assert "group 0 of row 0, position 0 has NaN or infinity" in report.summary
+
+
+def test_a_single_number_that_is_not_finite_is_found() -> None:
+    model = pruned()
+    with torch.no_grad():
+        kept = model[2].weight[5].nonzero()[-1]
+        model[2].weight[5, kept] = float("inf")
+    report = nm.verify(model)
+    assert [row.bad_groups for row in report.rows] == [0, 1, 0]
+    assert report.rows[1].reason.startswith("group 1 of row 5, position 0 has NaN or infinity")
+
+
 def test_fewer_than_n_hold_too() -> None:
     model = mlp()
     with torch.no_grad():
@@ -96,6 +118,39 @@ def test_a_given_pattern_is_what_must_hold() -> None:
     assert not nm.verify(model, "1:4").ok
     assert not nm.verify(model, {"0": "2:4", "2": "1:4"}).ok
     assert nm.verify(model, nm.Pattern(2, 4)).ok
+
+
+def test_a_given_pattern_is_for_the_layers_that_prune_chooses() -> None:
+    model = nn.Sequential(nn.Linear(10, 32), nn.Linear(32, 32), nn.Linear(32, 2))
+    pruned_rows = nm.prune(model, "2:4").rows
+    report = nm.verify(model, "2:4")
+    assert report.ok
+    assert {row.name: row.pattern for row in report.rows} == {
+        row.name: row.pattern for row in pruned_rows
+    }
+    reasons = {row.name: row.reason for row in report.rows}
+    assert reasons["0.weight"] == "10 weights along the input axis are no multiple of 4"
+
+
+def test_a_padded_layer_is_one_of_them_if_it_was_promised() -> None:
+    model = nn.Sequential(nn.Linear(10, 32), nn.Linear(32, 2))
+    nm.prune(model, "2:4", remainder="pad")
+    assert nm.verify(model, "2:4").ok
+    with torch.no_grad():
+        model[0].weight[0, :4] = 1.0
+    assert not nm.verify(model, "2:4").ok
+
+
+def test_verify_takes_the_axis_as_prune_does() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
+    nm.prune(model, "2:4", axis="kernel")
+    assert not nm.verify(model, "2:4").ok
+    report = nm.verify(model, "2:4", axis="kernel")
+    assert report.ok
+    assert report.rows[0].axis == "kernel"
+    with pytest.raises(ValueError, match="axis 'kernel' without a pattern: give both"):
+        nm.verify(model, axis="kernel")
 
 
 def test_without_a_pattern_promises_count() -> None:
@@ -195,7 +250,33 @@ def test_json_reads_back() -> None:
         "bad_groups": 0,
         "groups": 16,
         "reason": "",
+        "repeats": False,
     }
+
+
+class Tied(nn.Module):
+    """A tied pair, a computed weight, and a plain one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(16, 8)
+        self.body = nn.Linear(8, 8, bias=False)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8, bias=False))
+        self.decoder = nn.Linear(8, 16, bias=False)
+        self.decoder.weight = self.embedding.weight
+
+
+def test_no_element_is_counted_twice() -> None:
+    model = Tied()
+    matrices = sum(p.numel() for p in model.parameters())
+    for report in (nm.prune(model, {"body": "2:4"}), nm.verify(model), nm.verify(model, "2:4")):
+        counted = [row for row in report.rows if not row.repeats]
+        assert sum(row.size for row in counted) == matrices
+        assert {row.name for row in report.rows if row.repeats} in (
+            {"decoder.weight", "normed.weight"},
+            {"embedding.weight", "normed.weight"},
+        )
+        assert f"({64 / matrices:.1%} of elements)" in report.summary
 
 
 def test_an_empty_report_prints() -> None:

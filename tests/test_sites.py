@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -228,3 +228,29 @@ def test_a_compiled_layer_keeps_its_name() -> None:
     model[0] = torch.compile(model[0], backend="eager")
     assert names(model) == ["0.weight", "2.weight"]
     assert [site.module_name for site in sites(model)] == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    ("reparametrize", "part"),
+    [
+        (nn.utils.weight_norm, "0.weight_v"),
+        (nn.utils.spectral_norm, "0.weight_orig"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 3), "0.weight_orig"),
+        (nn.utils.parametrizations.weight_norm, "0.parametrizations.weight.original1"),
+        (nn.utils.parametrizations.orthogonal, "0.parametrizations.weight.original"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_the_parts_of_a_computed_weight_say_so(reparametrize, part: str) -> None:
+    model = nn.Sequential(reparametrize(nn.Linear(8, 8)))
+    assert sites(model) == []
+    reasons = {entry.name: entry.reason for entry in unfit(model)}
+    assert reasons[part].startswith("the layer's weight is computed from it")
+    assert reasons["0.weight"].startswith("its weight is computed from others")
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_the_parts_of_a_recurrent_weight_are_no_sites() -> None:
+    model = nn.utils.weight_norm(nn.LSTM(8, 8), "weight_hh_l0")
+    assert [site.name for site in sites(model)] == ["weight_ih_l0"]
+    assert "weight_hh_l0_v" in {entry.name for entry in unfit(model)}

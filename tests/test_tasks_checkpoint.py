@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
@@ -130,3 +132,61 @@ def test_no_file(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(ValueError, match=r"text\.safetensors"):
         Checkpoint.read(tmp_path / "text.safetensors")
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", ["state_dict", "ours"])
+def test_a_transposed_convolution_is_seen_along_its_input(
+    kind: str, groups: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.ConvTranspose2d(32, 16, 3, groups=groups), nn.Conv2d(16, 2, 1))
+    other = copy.deepcopy(net)
+    nm.prune(net, "2:4")
+    if kind == "ours":
+        path = lightning_file(tmp_path / "x.ckpt", net, {"model.0.weight": ["2:4", "input"]})
+    else:
+        path = written(kind, tmp_path, net)
+    layer = inspect(path).layers[0]
+    assert (layer.pattern, layer.density) == (nm.Pattern(2, 4), 0.5)
+    assert layer.note == ("" if kind == "ours" else "seen from its zeros")
+    pack(path, tmp_path / "packed")
+    nm.load(tmp_path / "packed", other)
+    assert torch.equal(other[0].weight, net[0].weight)
+    assert nm.verify(other).rows[0].pattern == "2:4"
+
+
+def test_scattered_zeros_are_no_pattern(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(64, 64) * (torch.rand(64, 64) > 0.4)
+    torch.save({"weight": weight}, tmp_path / "x.pt")
+    assert inspect(tmp_path / "x.pt").layers[0].pattern is None
+
+
+def test_weights_of_another_model_are_refused_and_nothing_is_loaded(tmp_path: Path) -> None:
+    net = sparse_net()
+    del net[3]
+    before = copy.deepcopy(net.state_dict())
+    torch.save(sparse_net().state_dict(), tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt: .* '3\.weight' is in the file, but not in"):
+        Checkpoint.read(tmp_path / "x.pt").load_into(net)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_modules_with_versions_are_loaded(kind: str, tmp_path: Path) -> None:
+    net, other = (torchvision.models.mnasnet0_5(num_classes=4) for _ in range(2))
+    path = written(kind, tmp_path, net)
+    Checkpoint.read(path).load_into(other)
+    for name, value in net.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_a_checkpoint_without_counted_batches_is_loaded(tmp_path: Path) -> None:
+    net, other = sparse_net(), sparse_net()
+    nn.init.zeros_(other[1].weight)
+    state = dict(net.state_dict())
+    del state["1.num_batches_tracked"]
+    torch.save(state, tmp_path / "x.pt")
+    Checkpoint.read(tmp_path / "x.pt").load_into(other)
+    assert torch.equal(other[1].weight, net[1].weight)

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from nmsparsity.pattern import Axis
+from nmsparsity.promises import free
 from nmsparsity.report import verify
 from nmsparsity.sparsifier import Sparsifier, sparsify
 from nmsparsity.targets import Remainder
@@ -18,7 +19,8 @@ class SparsityCallback(Callback):
 
     Calls `nmsparsity.sparsify` on the module's one optimizer when the fit starts, logs SAD and
     density, and at the end checks that every group really is N:M. Checkpoints need nothing more:
-    the dense weights travel in the optimizer's state.
+    the dense weights travel in the optimizer's state. Fitting the same module again goes on with
+    its dense weights; after a fit the module is free for another callback or `sparsify`.
 
     Args:
         pattern: ``"N:M"``, N kept of every M; or ``{rule: "N:M"}`` by layer name, such as
@@ -57,6 +59,7 @@ class SparsityCallback(Callback):
         self.telemetry_every, self.print_report = telemetry_every, print_report
         self.sparsifier: Sparsifier | None = None
         self.history: list[dict[str, float]] = []
+        self._module: LightningModule | None = None
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Sparsify: the optimizer exists, its saved state is not restored yet."""
@@ -65,6 +68,8 @@ class SparsityCallback(Callback):
                 f"SparsityCallback: want one optimizer, {type(module).__name__} has "
                 f"{len(trainer.optimizers)}; call nmsparsity.sparsify yourself in on_fit_start"
             )
+        self._refuse_averaging(trainer)
+        before = self._leave(module)
         self.sparsifier = sparsify(
             module,
             trainer.optimizers[0],
@@ -76,8 +81,54 @@ class SparsityCallback(Callback):
             remainder=self.remainder,
             **self.method_options,
         )
+        self._module = module
+        if before is not None and before["weights"].keys() == self.sparsifier.weights().keys():
+            self.sparsifier.load_state_dict(before)
         if self.print_report and trainer.is_global_zero:
             print(self.sparsifier.report())
+
+    def _refuse_averaging(self, trainer: Trainer) -> None:
+        """Lightning's averages of sparse weights are not N:M, and replace the model at the end."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            kinds = {kind.__name__ for kind in type(callback).__mro__}
+            if self.method != "dense" and kinds & _AVERAGING:
+                raise ValueError(
+                    f"SparsityCallback and {type(callback).__name__}: the average of sparse "
+                    "weights, which that callback puts into the model at the end, is not N:M; "
+                    "remove it, average the dense weights in a callback of your own inside 'with "
+                    "sparsifier.dense_weights():', and call sparsifier.project_ on the average"
+                )
+
+    def _leave(self, module: LightningModule) -> dict[str, Any] | None:
+        """Let go of the optimizer of the fit before; the dense weights, if of this module."""
+        if self.sparsifier is None:
+            return None
+        state = self.sparsifier.state_dict() if self._module is module else None
+        if state is not None:
+            self.sparsifier.remove()
+        return state
+
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """After the fit: others may sparsify, prune or load the module."""
+        if stage == "fit":
+            self._free()
+
+    def on_exception(
+        self, trainer: Trainer, module: LightningModule, exception: BaseException
+    ) -> None:
+        """The same after a fit that failed."""
+        self._free()
+
+    def _free(self) -> None:
+        """Keep the weights to ourselves no longer; what they follow stays promised.
+
+        The optimizer's state still carries the dense weights: checkpoints are also saved after
+        the fit.
+        """
+        if self.sparsifier is None:
+            return
+        weights: Any = self.sparsifier.weights()
+        free(weights.values())
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Look at the masks: SAD since the last look."""
@@ -114,6 +165,9 @@ class SparsityCallback(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self.history = list(state["history"])
+
+
+_AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
 
 
 def _entry(seen: Telemetry, epoch: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from nmsparsity.packed.checksum import seal, verify
 from nmsparsity.packed.header import Header, describe, rebuild
 from nmsparsity.packed.storable import aliases, check_storable, storable
 from nmsparsity.packed.weight import PackedWeight
+from nmsparsity.pattern import Pattern
 
 _PARTS = ("values", "positions")
 
@@ -26,11 +28,15 @@ class PackedFileError(ValueError):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a packed file holds; two names of one thing are the same object."""
+    """What a packed file holds; two names of one thing are the same object.
+
+    ``promises`` are the patterns that weights, packed or plain, are promised to follow.
+    """
 
     packed: dict[str, PackedWeight]
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
+    promises: dict[str, Pattern]
 
 
 def write(
@@ -38,6 +44,7 @@ def write(
     packed: Mapping[str, PackedWeight],
     tensors: Mapping[str, Tensor] | None = None,
     metadata: Mapping[str, str] | None = None,
+    promises: Mapping[str, Pattern] | None = None,
 ) -> int:
     """Write a packed file, entirely or not at all; the same content gives the same bytes.
 
@@ -49,6 +56,8 @@ def write(
         packed: by name.
         tensors: by name, any dtype and shape that safetensors can hold.
         metadata: text by key, returned by `read` as it is.
+        promises: the patterns that weights, packed or plain, are promised to follow; default:
+            every packed one its own.
 
     Returns:
         The size of the file in bytes.
@@ -67,7 +76,7 @@ def write(
     plain = {name: tensor for name, tensor in tensors.items() if name not in other}
     _check_names(kept, [*plain, *other])
     parts = {f"{name}.{part}": getattr(kept[name], part) for name in kept for part in _PARTS}
-    header = Header({name: describe(kept[name]) for name in kept}, other, metadata)
+    header = Header({name: describe(kept[name]) for name in kept}, other, metadata, promises)
     return _replace(Path(os.path.realpath(path)), storable({**parts, **plain}), header.to_json())
 
 
@@ -109,7 +118,12 @@ def _contents(header: Header, tensors: dict[str, Tensor]) -> Contents:
             packed[name] = packed[target]
         else:
             tensors[name] = tensors[target]
-    return Contents(packed, tensors, dict(header.metadata))
+    promises = header.promises
+    if promises is None:
+        promises = {name: weight.pattern for name, weight in packed.items()}
+    if unknown := [name for name in promises if name not in packed and name not in tensors]:
+        raise ValueError(f"{unknown[0]!r} has a promise, but is not stored")
+    return Contents(packed, tensors, dict(header.metadata), dict(promises))
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> Tensor:
@@ -142,12 +156,13 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
 def _replace(path: Path, tensors: dict[str, Tensor], text: str) -> int:
     """Write beside the target and rename, so that no reader ever sees half a file."""
     beside = path.with_name(f".nmsparsity-{secrets.token_hex(8)}.tmp")
+    _check_place(path)
     try:
         with open(beside, "xb") as file:
-            mode = os.stat(file.fileno()).st_mode
+            mode = os.stat(path if path.exists() else file.fileno()).st_mode
         save_file(tensors, beside, {"nmsparsity": text})
         # The library replaces the file by one that only its owner can read.
-        os.chmod(beside, mode)
+        os.chmod(beside, stat.S_IMODE(mode))
         with open(beside, "r+b") as written:
             seal(written)
             written.flush()
@@ -156,10 +171,23 @@ def _replace(path: Path, tensors: dict[str, Tensor], text: str) -> int:
         os.replace(beside, path)
     except SafetensorError as error:
         raise OSError(f"{path}: could not be written: {error}") from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # Not the name of the file beside, which the user has never heard of.
+        raise OSError(error.errno, f"could not be written: {error.strerror}", str(path)) from None
     finally:
         beside.unlink(missing_ok=True)
     _sync_folder(path.parent)
     return size
+
+
+def _check_place(path: Path) -> None:
+    """Refuse a path where no file can be; an OSError that says why."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file in it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
 
 
 def _sync_folder(folder: Path) -> None:

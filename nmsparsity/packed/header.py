@@ -26,15 +26,20 @@ class Header:
         weights: for every packed weight, what is needed to unpack it.
         aliases: a second name of a weight or tensor -> the name it is stored under.
         metadata: the writer's own text by key.
+        promises: the patterns that weights, packed or plain, are promised to follow; None: every
+            packed one its own.
     """
 
     weights: Mapping[str, Mapping[str, Any]]
     aliases: Mapping[str, str]
     metadata: Mapping[str, str]
+    promises: Mapping[str, Pattern] | None = None
 
     def to_json(self) -> str:
         """The same text for the same content; the checksum comes first, as 64 zeros."""
-        fields = {"aliases": dict(self.aliases), "metadata": dict(self.metadata)}
+        fields: dict[str, Any] = {"aliases": dict(self.aliases), "metadata": dict(self.metadata)}
+        if self.promises is not None:
+            fields["promises"] = {name: _numbers(its) for name, its in self.promises.items()}
         said = {"format": FORMAT, "version": VERSION, "weights": dict(self.weights), **fields}
         rest = json.dumps(said, sort_keys=True, separators=(",", ":"))
         return f'{{"sha256":"{NO_CHECKSUM}",{rest[1:]}'
@@ -59,7 +64,12 @@ class Header:
                 f"format version {version}; this nmsparsity reads version {VERSION}: "
                 "update nmsparsity, or write the file again"
             )
-        header = cls(*(_field(said, key, dict, "the header") for key in _SECTIONS))
+        promises = None
+        if "promises" in said:
+            promised = _field(said, "promises", dict, "the header")
+            promises = {name: _pattern(name, its) for name, its in promised.items()}
+        weights, aliases, metadata = (_field(said, key, dict, "the header") for key in _SECTIONS)
+        header = cls(weights, aliases, metadata, promises)
         _all_text(header.aliases, "aliases")
         _all_text(header.metadata, "metadata")
         return header
@@ -71,9 +81,7 @@ _SECTIONS = ("weights", "aliases", "metadata")
 def describe(weight: PackedWeight) -> dict[str, Any]:
     """What the header says about one weight."""
     return {
-        "n_kept": weight.pattern.n,
-        "m": weight.pattern.m,
-        "axis": weight.pattern.axis,
+        **_numbers(weight.pattern),
         "input_dim": weight.layout.input_dim,
         "conv_groups": weight.layout.conv_groups,
         "shape": list(weight.shape),
@@ -82,29 +90,34 @@ def describe(weight: PackedWeight) -> dict[str, Any]:
     }
 
 
+def _numbers(pattern: Pattern) -> dict[str, Any]:
+    return {"n_kept": pattern.n, "m": pattern.m, "axis": pattern.axis}
+
+
 def rebuild(name: str, said: Any, values: Tensor, positions: Tensor) -> PackedWeight:
     """The weight that the header describes.
 
     Raises:
         ValueError: naming the weight, for anything missing, of the wrong type or out of range.
     """
-    whole = {key: _field(said, key, int, name) for key in _WHOLE}
-    text = {key: _field(said, key, str, name) for key in ("axis", "dtype", "coding")}
+    pattern = _pattern(name, said)
+    layout = Layout(*(_field(said, key, int, name) for key in ("input_dim", "conv_groups")))
+    text = {key: _field(said, key, str, name) for key in ("dtype", "coding")}
     shape = _field(said, "shape", list, name)
     if any(type(size) is not int for size in shape):
         raise ValueError(f"{name}: shape {shape}: want whole numbers")
     if f"torch.{text['dtype']}" != str(values.dtype):
         raise ValueError(f"{name}: values are {values.dtype}, the header says {text['dtype']!r}")
-    axis: Any = text["axis"]
-    try:
-        pattern = Pattern(whole["n_kept"], whole["m"], axis)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    layout = Layout(whole["input_dim"], whole["conv_groups"])
     return PackedWeight(values, positions, pattern, layout, tuple(shape), text["coding"], name)
 
 
-_WHOLE = ("n_kept", "m", "input_dim", "conv_groups")
+def _pattern(name: str, said: Any) -> Pattern:
+    n, m = (_field(said, key, int, name) for key in ("n_kept", "m"))
+    axis = _field(said, "axis", str, name)
+    try:
+        return Pattern(n, m, axis)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _field(said: Any, key: str, kind: type, name: str) -> Any:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from nmsparsity.packed.file import Contents, read, write
-from nmsparsity.packed.infer import infer
+from nmsparsity.packed.choice import choose
+from nmsparsity.packed.file import read, write
+from nmsparsity.packed.fit import problems
 from nmsparsity.packed.storable import check_storable
-from nmsparsity.packed.weight import DTYPES, PackedWeight
 from nmsparsity.pattern import Pattern
-from nmsparsity.promises import declare, declared, withdraw
-from nmsparsity.sites import Site, canonical, sites, unwrap
-from nmsparsity.targets import Patterns, select
+from nmsparsity.promises import declare, withdraw
+from nmsparsity.sites import canonical, sites, unwrap
+from nmsparsity.targets import Patterns
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,9 @@ def save(
     """Write the model's whole ``state_dict`` to one file, its N:M weights packed; loss-free.
 
     A weight's pattern is the one that `sparsify`, `prune` or `load` declared for it; else the one
-    given here; else the one its zeros show, if that makes it smaller. The rest is stored as it
-    is. Tied tensors are stored once.
+    given here; else the one its zeros show. The rest, and what packing would not make smaller, is
+    stored as it is. Tied tensors are stored once. The file promises the declared and the given
+    patterns; zeros alone are no promise.
 
     Args:
         model: any module; ``torch.compile`` and DDP wrappers are looked through.
@@ -81,25 +81,24 @@ def save(
         ValueError: naming the layer and its first bad group, where a declared or given pattern
             does not hold (nothing is pruned here); naming the entry, where the ``state_dict`` has
             something that is no tensor.
+        OSError: naming the path, where it cannot be written.
     """
+    _check_model(model, "save(model, path)")
     entries = _entries(model)
     for name, tensor in entries.items():
         check_storable(name, tensor)
-    chosen = _patterns(model, pattern)
-    packed: dict[str, PackedWeight] = {}
-    of: dict[int, PackedWeight] = {}
-    for name, tensor in entries.items():
-        if id(tensor) in chosen:
-            if id(tensor) not in of:
-                site, its = chosen[id(tensor)]
-                of[id(tensor)] = PackedWeight.pack(tensor, its, site.layout, name)
-            packed[name] = of[id(tensor)]
+    chosen = choose(model, pattern)
+    names = {name: id(tensor) for name, tensor in entries.items() if id(tensor) in chosen}
+    first = {identity: name for name, identity in reversed(names.items())}
+    of = {key: chosen[key].pack(entries[name], name) for key, name in first.items()}
+    packed = {name: weight for name, key in names.items() if (weight := of[key]) is not None}
     plain = {name: tensor for name, tensor in entries.items() if name not in packed}
-    nbytes = write(path, packed, plain, metadata)
+    promises = {name: chosen[key].pattern for name, key in names.items() if chosen[key].promised}
+    nbytes = write(path, packed, plain, metadata, promises)
     once = {id(tensor): tensor.nbytes for tensor in entries.values()}
     weights = tuple(
         SavedWeight(weight.name, weight.pattern, weight.nbytes, weight.dense_nbytes)
-        for weight in of.values()
+        for weight in {id(weight): weight for weight in packed.values()}.values()
     )
     return Saved(os.fspath(path), nbytes, sum(once.values()), weights)
 
@@ -107,9 +106,9 @@ def save(
 def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
     """Read a packed file into a model of the same architecture, in place; all or nothing.
 
-    The patterns in the file are declared for the weights, so that `verify` and `save` know them;
-    what `prune` or `load` promised of the others before ends. What a sparsifier keeps stays its
-    own. Ties, devices and memory formats stay as the model has them.
+    The patterns that the file promises are declared for the weights, so that `verify` and `save`
+    know them, in place of what was declared before. A weight that a sparsifier keeps stays
+    promised to that one. Ties, devices and memory formats stay as the model has them.
 
     Returns:
         The metadata given to `save`.
@@ -119,11 +118,11 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
         ValueError: listing every missing or unexpected name, wrong shape and wrong dtype; the
             model is unchanged then.
     """
+    _check_model(model, "load(path, model)")
     contents = read(path)
     entries, found = _entries(model), {site.name: site for site in sites(model)}
-    problems = [*_differences(contents, entries, found), *_broken_ties(contents, entries)]
-    if problems:
-        listed = "\n  ".join(problems)
+    if wrong := problems(contents, entries, found):
+        listed = "\n  ".join(wrong)
         raise ValueError(
             f"{os.fspath(path)} does not fit this model; nothing was loaded:\n  {listed}"
         )
@@ -131,11 +130,19 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
     unpacked = {name: dense[id(weight)] for name, weight in contents.packed.items()}
     values = contents.tensors | unpacked
     inner = unwrap(model)
-    inner.load_state_dict({name: values[canonical(name)] for name in inner.state_dict()})
-    packed = contents.packed
+    # Its own dictionary: modules with versions look for them there.
+    state = inner.state_dict()
+    for name in state:
+        state[name] = values[canonical(name)]
+    inner.load_state_dict(state)
     withdraw(found.values())
-    declare({site: packed[name].pattern for name, site in found.items() if name in packed})
+    declare({found[name]: its for name, its in contents.promises.items() if name in found})
     return contents.metadata
+
+
+def _check_model(model: nn.Module, usage: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: want a torch.nn.Module, got {type(model).__name__}: {usage}")
 
 
 def _entries(model: nn.Module) -> dict[str, Any]:
@@ -145,67 +152,3 @@ def _entries(model: nn.Module) -> dict[str, Any]:
         if isinstance(tensor, Tensor) and is_lazy(tensor):
             raise ValueError(f"{name!r} has no shape yet: run the model once, then call again")
     return {canonical(name): tensor for name, tensor in state.items()}
-
-
-def _patterns(model: nn.Module, given: Patterns | None) -> dict[int, tuple[Site, Pattern]]:
-    """The weights to pack, by the identity of their parameter."""
-    selected = {}
-    if given is not None:
-        targets = select(model, given, remainder="pad").targets
-        selected = {id(target.site.parameter): target.pattern for target in targets}
-    chosen, promised = {}, declared()
-    for site in sites(model):
-        key = id(site.parameter)
-        pattern = promised.get(key) or selected.get(key) or _inferred(site)
-        if pattern is not None and not pattern.dense:
-            chosen[key] = (site, pattern)
-    return chosen
-
-
-def _inferred(site: Site) -> Pattern | None:
-    return infer(site.parameter, site.layout) if site.parameter.dtype in DTYPES else None
-
-
-def _differences(
-    contents: Contents, entries: dict[str, Any], found: dict[str, Site]
-) -> Iterator[str]:
-    """What keeps the file from fitting the model, one sentence each."""
-    stored = {name: (tuple(t.shape), t.dtype) for name, t in contents.tensors.items()}
-    stored |= {name: (w.shape, w.values.dtype) for name, w in contents.packed.items()}
-    for name in entries:
-        if name not in stored:
-            yield f"{name!r} is missing in the file"
-    for name, (shape, dtype) in stored.items():
-        if name not in entries:
-            yield f"{name!r} is in the file, but not in the model"
-            continue
-        tensor = entries[name]
-        if not isinstance(tensor, Tensor):
-            yield f"{name!r} is a {type(tensor).__name__} in the model, a tensor in the file"
-        elif tensor.is_meta:
-            yield f"{name!r} is on the meta device: call model.to_empty(device='cpu') first"
-        elif (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
-            yield (
-                f"{name!r} is {dtype} {list(shape)} in the file, "
-                f"{tensor.dtype} {list(tensor.shape)} in the model"
-            )
-    for name, weight in contents.packed.items():
-        if name in found and weight.layout != found[name].layout:
-            yield f"{name!r} has {weight.layout} in the file, {found[name].layout} in the model"
-
-
-def _broken_ties(contents: Contents, entries: dict[str, Any]) -> Iterator[str]:
-    """Names that share one tensor in the model, but not in the file."""
-    stored: dict[str, Any] = {**contents.tensors, **contents.packed}
-    first: dict[int, str] = {}
-    for name, tensor in entries.items():
-        tied = first.setdefault(id(tensor), name)
-        if tied in stored and name in stored and not _same(stored[tied], stored[name]):
-            yield f"{name!r} and {tied!r} are tied in the model, but differ in the file"
-
-
-def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    dense = [t.unpack() if isinstance(t, PackedWeight) else t for t in (one, other)]
-    return torch.equal(*dense)

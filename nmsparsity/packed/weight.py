@@ -86,13 +86,18 @@ class PackedWeight:
 
     @classmethod
     def pack(
-        cls, weight: Tensor, pattern: Pattern, layout: Layout | None = None, name: str = "weight"
+        cls,
+        weight: Tensor,
+        pattern: str | Pattern,
+        layout: Layout | None = None,
+        name: str = "weight",
     ) -> PackedWeight:
         """Pack a weight that follows the pattern already; nothing is ever pruned here.
 
         Args:
             weight: fp32, fp16, bf16 or fp64, ``[out, in, ...]`` or as the layout says.
-            pattern: at most ``n`` of every ``m`` are nonzero; ``m`` up to 256.
+            pattern: ``"2:4"`` or a `Pattern`; at most ``n`` of every ``m`` are nonzero, ``m`` up
+                to 256.
             layout: default ``[out, in, ...]``.
             name: what errors call this weight.
 
@@ -100,7 +105,7 @@ class PackedWeight:
             ValueError: naming the weight, and the first group with too many nonzeros; also for
                 NaN and infinity, and for other dtypes.
         """
-        layout = layout or Layout()
+        layout, pattern = layout or Layout(), Pattern.parse(pattern)
         weight = weight.detach().cpu()
         _check_dtype(name, weight.dtype)
         check_pattern(name, pattern)
@@ -175,6 +180,18 @@ class PackedWeight:
         )
 
 
+def check_holds(weight: Tensor, pattern: Pattern, layout: Layout, name: str) -> None:
+    """Refuse a weight that does not follow its pattern, as `PackedWeight.pack` does, for any M.
+
+    Raises:
+        ValueError: naming the weight, and the first group with too many nonzeros.
+    """
+    check_shape(name, tuple(weight.shape), layout)
+    _check_finite(name, weight)
+    kept = _count((split(weight.detach().cpu(), pattern, layout) != 0).numpy())
+    _check_counts(name, kept, tuple(weight.shape), pattern, layout)
+
+
 def _check_dtype(name: str, dtype: torch.dtype) -> None:
     if dtype not in DTYPES:
         known = ", ".join(map(str, DTYPES))
@@ -186,13 +203,13 @@ def _check_finite(name: str, weight: Tensor) -> None:
         raise ValueError(f"{name} {list(weight.shape)}: NaN or infinity among the weights")
 
 
-def _count(mask: Bools) -> NDArray[np.uint16]:
-    counts: NDArray[np.uint16] = np.einsum("gi->g", mask.view(np.uint8), dtype=np.uint16)
+def _count(mask: Bools) -> NDArray[np.uint32]:
+    counts: NDArray[np.uint32] = np.einsum("gi->g", mask.view(np.uint8), dtype=np.uint32)
     return counts
 
 
 def _check_counts(
-    name: str, kept: NDArray[np.uint16], shape: Shape, pattern: Pattern, layout: Layout
+    name: str, kept: NDArray[np.uint32], shape: Shape, pattern: Pattern, layout: Layout
 ) -> None:
     wrong = np.flatnonzero(kept > pattern.n)
     if not len(wrong):
@@ -206,7 +223,7 @@ def _check_counts(
     )
 
 
-def _fill(mask: Bools, kept: NDArray[np.uint16], n: int) -> None:
+def _fill(mask: Bools, kept: NDArray[np.uint32], n: int) -> None:
     """Give groups with free places their zeros of lowest index, in place."""
     few = np.flatnonzero(kept < n)
     if len(few):

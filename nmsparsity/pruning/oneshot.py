@@ -67,4 +67,4 @@ def prune(
         mask = masks.mask(criterion.score(weight), target.pattern, target.site.layout)
         weight.masked_fill_(~mask, 0.0)
     declare({target.site: target.pattern for target in selection.targets})
-    return describe(selection.targets, selection.skipped)
+    return describe(selection.targets, selection.skipped, model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,6 +30,7 @@ class Checkpoint:
         packed: those that are stored packed.
         patterns: what a training kept each weight to.
         config: the configuration of the training; None for files of others.
+        versions: the versions of the modules that wrote them, where torch noted those.
     """
 
     path: Path
@@ -36,6 +38,7 @@ class Checkpoint:
     packed: dict[str, PackedWeight] = field(default_factory=dict)
     patterns: dict[str, Pattern] = field(default_factory=dict)
     config: dict[str, Any] | None = None
+    versions: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> Checkpoint:
@@ -49,18 +52,61 @@ class Checkpoint:
         """
         path = Path(path)
         if path.is_dir():
-            path = path / "best.ckpt"
+            path = _best(path)
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such checkpoint")
-        return _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+        return _safetensors(path) if _is_safetensors(path) else _torch(path)
 
     def load_into(self, model: nn.Module) -> None:
         """Copy the weights into a model of the same architecture, in place.
 
         Raises:
-            RuntimeError: naming what is missing, unexpected or of another shape.
+            ValueError: naming what is missing, unexpected or of another shape; the model is
+                unchanged then.
         """
-        model.load_state_dict(self.tensors)
+        own = model.state_dict()
+        if wrong := list(_differences(self.tensors, own)):
+            more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise ValueError(
+                f"{self.path}: the weights do not fit this {type(model).__name__}: "
+                f"{'; '.join(wrong[:3])}{more}; want the model, classes and channels it has"
+            )
+        # Checkpoints of before 2018 do not count batches.
+        state = OrderedDict({**own, **self.tensors})
+        # Modules with versions look for them there.
+        versions = getattr(own, "_metadata", None) if self.versions is None else self.versions
+        state._metadata = versions  # type: ignore[attr-defined]
+        model.load_state_dict(state)
+
+
+def _differences(tensors: Mapping[str, Tensor], own: Mapping[str, Any]) -> Iterator[str]:
+    """What keeps the tensors from fitting a model's own entries, one sentence each."""
+    for name, value in own.items():
+        if name not in tensors and not name.endswith("num_batches_tracked"):
+            yield f"{name!r} is missing in the file"
+        elif name in tensors and isinstance(value, Tensor) and value.shape != tensors[name].shape:
+            sizes = (list(tensors[name].shape), list(value.shape))
+            yield f"{name!r} is {sizes[0]} in the file, {sizes[1]} in the model"
+    for name in tensors:
+        if name not in own:
+            yield f"{name!r} is in the file, but not in the model"
+
+
+def _best(folder: Path) -> Path:
+    """The best epoch of a run folder."""
+    path = folder / "best.ckpt"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder}: a folder without best.ckpt: no run, or one whose first epoch has not "
+            "ended; give a run folder or a file"
+        )
+    return path
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its content, whatever the name: after the length of the header comes JSON."""
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 
 
 def _safetensors(path: Path) -> Checkpoint:
@@ -76,14 +122,9 @@ def _safetensors(path: Path) -> Checkpoint:
         raise ValueError(f"{path}: no safetensors file, or a damaged one ({error})") from None
     contents = read(path)
     dense = {name: weight.unpack() for name, weight in contents.packed.items()}
-    patterns = {name: weight.pattern for name, weight in contents.packed.items()}
-    text = contents.metadata.get("config")
+    config = _config(contents.metadata.get("config"))
     return Checkpoint(
-        path,
-        {**contents.tensors, **dense},
-        contents.packed,
-        patterns,
-        None if text is None else yaml.safe_load(text),
+        path, {**contents.tensors, **dense}, contents.packed, contents.promises, config
     )
 
 
@@ -93,17 +134,38 @@ def _torch(path: Path) -> Checkpoint:
         raise ValueError(f"{path}: want a state_dict or a checkpoint with one, got {type(content)}")
     sections = (content[key] for key in _SECTIONS if isinstance(content.get(key), Mapping))
     state = next(sections, content)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path}: no weights in it; its keys: {', '.join(map(str, content))}")
-    if "config" not in content:
-        return Checkpoint(path, tensors)
+    versions = getattr(state, "_metadata", None)
+    config = _config(content.get("config"))
+    if config is None or state is not content.get("state_dict"):
+        return Checkpoint(path, tensors, versions=versions)
     return Checkpoint(
         path,
         {name.removeprefix(_PREFIX): value for name, value in tensors.items()},
         patterns=dict(_patterns(content.get("callbacks", {}))),
-        config=yaml.safe_load(content["config"]),
+        config=config,
+        versions=None if versions is None else _of_inner(versions),
     )
+
+
+def _config(text: object) -> dict[str, Any] | None:
+    """The configuration that a training of ours leaves in a file; None for what others leave."""
+    if not isinstance(text, str):
+        return None
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+    return config if isinstance(config, dict) and isinstance(config.get("task"), dict) else None
+
+
+def _of_inner(versions: Mapping[str, Any]) -> dict[str, Any]:
+    """The versions of the network inside the task."""
+    inner = _PREFIX.removesuffix(".")
+    within = {name: its for name, its in versions.items() if f"{name}.".startswith(_PREFIX)}
+    return {name.removeprefix(inner).removeprefix("."): its for name, its in within.items()}
 
 
 def _unpickle(path: Path) -> Any:
@@ -114,8 +176,14 @@ def _unpickle(path: Path) -> Any:
             f"{path}: it holds other things than tensors, which are not loaded since they could "
             f"run code; save the model's state_dict() ({str(error).splitlines()[0]})"
         ) from None
-    except (RuntimeError, KeyError, EOFError, IndexError) as error:
-        raise ValueError(f"{path}: no checkpoint that torch can read ({error!r})") from None
+    except (RuntimeError, KeyError, EOFError, IndexError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        said = str(error).split(". ")[0].splitlines()
+        raise ValueError(
+            f"{path}: no checkpoint that torch can read, or one cut short: copy or write it again "
+            f"({': '.join([type(error).__name__, *said[:1]])})"
+        ) from None
 
 
 def _patterns(callbacks: Mapping[str, Any]) -> list[tuple[str, Pattern]]:

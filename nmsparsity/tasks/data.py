@@ -56,6 +56,11 @@ class ImageData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        least = {"batch_size": 1, "padding": 0, "held_out": 0, "resize": 1, "workers": 0}
+        given = {"padding": padding, "held_out": held_out, "resize": resize, "workers": workers}
+        for name, value in {"batch_size": batch_size, **given, "image_size": image_size}.items():
+            if value is not None and value < least.get(name, 1):
+                raise ValueError(f"{name} {value}: want {least.get(name, 1)} or more")
         if image_size is not None and held_out:
             raise ValueError(f"held_out {held_out}: only for small images (image_size unset)")
         self.source, self.root, self.image_size = source, root, image_size

@@ -23,11 +23,11 @@ def evaluate(arguments: Sequence[str]) -> dict[str, float]:
         # No file: the parser explains itself.
         evaluate_parser({}).parse_args(list(arguments))
     checkpoint = Checkpoint.read(arguments[0])
-    if checkpoint.config is None:
+    known = {part: (checkpoint.config or {}).get(part) for part in ("seed", "task", "data")}
+    if None in known.values():
         raise ValueError(
             f"{checkpoint.path}: not of this project's training, so its model and data are unknown"
         )
-    known = {part: checkpoint.config[part] for part in ("seed", "task", "data")}
     parser = evaluate_parser(known)
     built = parser.instantiate(parser.parse_args(list(arguments)))
     checkpoint.load_into(built.task.model)

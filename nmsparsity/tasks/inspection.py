@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nmsparsity.packed import PackedWeight, infer
-from nmsparsity.packed.weight import DTYPES
+from nmsparsity.layout import Layout
+from nmsparsity.packed import PackedWeight
+from nmsparsity.packed.infer import packed_bytes
+from nmsparsity.packed.smaller import pack_smaller, packable
 from nmsparsity.pattern import Pattern
 from nmsparsity.table import table
 from nmsparsity.tasks.checkpoint import Checkpoint
@@ -81,7 +83,7 @@ def inspect(path: str | Path) -> Inspection:
     """Read a file and find the pattern of every weight matrix in it.
 
     Patterns are those the file declares, checked; in files of others, those that the zeros show,
-    along the dimensions of ``[out, in, ...]`` weights.
+    in the order of dimensions, ``[out, in, ...]`` or ``[in, out, ...]``, that packs best.
 
     Raises:
         FileNotFoundError, ValueError: as `Checkpoint.read`.
@@ -99,27 +101,40 @@ def pack_weight(checkpoint: Checkpoint, name: str, weight: Tensor) -> PackedWeig
     """
     if name in checkpoint.packed:
         return checkpoint.packed[name]
-    if weight.dim() < 2 or weight.dtype not in DTYPES:
+    pattern = checkpoint.patterns.get(name)
+    if pattern is not None:
+        return pack_smaller(weight, pattern, _layout(weight, pattern), name)
+    # A file does not say what kind of layer a weight is of: the layout that packs best.
+    seen = [(its, layout) for layout in _LAYOUTS if (its := packable(weight, layout)) is not None]
+    if not seen:
         return None
-    pattern = checkpoint.patterns.get(name) or infer(weight)
-    return None if pattern is None else PackedWeight.pack(weight, pattern, name=name)
+    its, layout = min(seen, key=lambda pair: packed_bytes(weight, *pair))
+    return pack_smaller(weight, its, layout, name)
+
+
+_LAYOUTS = (Layout(), Layout(input_dim=0))
+
+
+def _layout(weight: Tensor, pattern: Pattern) -> Layout:
+    """The layout in which the weight follows the pattern; the usual one if it does in none."""
+    return next((layout for layout in _LAYOUTS if pattern.holds(weight, layout)), _LAYOUTS[0])
 
 
 def _layers(checkpoint: Checkpoint) -> Iterator[Layer]:
     for name, weight in checkpoint.tensors.items():
         if weight.dim() < 2 or not weight.is_floating_point():
             continue
-        packed, note = None, ""
+        packed, note, pattern = None, "", checkpoint.patterns.get(name)
         try:
             packed = pack_weight(checkpoint, name, weight)
         except ValueError as error:
-            note = f"NOT {checkpoint.patterns.get(name, 'packable')}: {error}"
-        if packed is not None and name not in checkpoint.patterns:
-            note = "seen from its zeros"
+            note = f"NOT {pattern or 'packable'}: {error}"
+        if packed is not None and pattern is None:
+            note, pattern = "seen from its zeros", packed.pattern
         yield Layer(
             name,
             tuple(weight.shape),
-            None if packed is None else packed.pattern,
+            None if note.startswith("NOT ") else pattern,
             int(torch.count_nonzero(weight)) / max(weight.numel(), 1),
             weight.nbytes,
             weight.nbytes if packed is None else packed.nbytes,

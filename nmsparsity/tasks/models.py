@@ -34,11 +34,20 @@ def classifier(name: str, classes: int, in_channels: int = 3, **options: Any) ->
     normal distribution with ``fan_out``, which is torchvision's own default.
 
     Raises:
-        ValueError: if no such classifier is known; near names are offered.
+        ValueError: if no such classifier is known (near names are offered), or it does not take
+            these options.
 
     >>> classifier("small_resnet8", classes=10, width=8).fc
     Linear(in_features=32, out_features=10, bias=True)
     """
+    try:
+        return _build(name, classes, in_channels, options)
+    except TypeError as error:
+        given = f" with model_options {options}" if options else ""
+        raise ValueError(f"model {name!r}{given} cannot be made: {error}") from error
+
+
+def _build(name: str, classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
     if name in SMALL:
         return SmallResNet(SMALL[name], classes=classes, in_channels=in_channels, **options)
     if ":" in name:
@@ -50,7 +59,13 @@ def classifier(name: str, classes: int, in_channels: int = 3, **options: Any) ->
 
 def _imported(name: str, classes: int, in_channels: int, options: dict[str, Any]) -> nn.Module:
     module, function = name.split(":", 1)
-    build = getattr(import_module(module), function)
+    try:
+        build = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"model {name!r}: {error}; want 'package.module:function' on the Python path "
+            "(PYTHONPATH=. for a module in this folder)"
+        ) from error
     model = build(classes=classes, in_channels=in_channels, **options)
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r}: want a torch.nn.Module, got {type(model).__name__}")

@@ -14,10 +14,10 @@ from nmsparsity.tasks.inspection import pack_weight
 def pack(source: str | Path, target: str | Path) -> tuple[int, int]:
     """Write the weights of a checkpoint as a packed file, loss-free; nothing is pruned.
 
-    Weights that a training kept N:M are packed in that pattern, others in the one their zeros
-    show, if it makes them smaller; the rest is stored as it is. Optimizer state is left out. The
-    configuration of the training travels along, so that ``nmsparsity evaluate`` needs the file
-    alone.
+    Weights that a training kept N:M are packed in that pattern, which the file promises; others in
+    the one their zeros show, if it makes them smaller; the rest is stored as it is. Optimizer
+    state is left out. The configuration of the training travels along, so that ``nmsparsity
+    evaluate`` needs the file alone.
 
     Returns:
         The bytes of the file, and of the same tensors dense.
@@ -30,8 +30,9 @@ def pack(source: str | Path, target: str | Path) -> tuple[int, int]:
     found = {name: pack_weight(checkpoint, name, t) for name, t in checkpoint.tensors.items()}
     packed = {name: weight for name, weight in found.items() if weight is not None}
     plain = {name: t for name, t in checkpoint.tensors.items() if name not in packed}
+    promises = {n: its for n, its in checkpoint.patterns.items() if n in checkpoint.tensors}
     about = {}
     if checkpoint.config is not None:
         about["config"] = yaml.safe_dump(checkpoint.config, sort_keys=False)
-    size = write(target, packed, plain, about)
+    size = write(target, packed, plain, about, promises)
     return size, sum(tensor.nbytes for tensor in checkpoint.tensors.values())

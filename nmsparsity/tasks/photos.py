@@ -63,6 +63,11 @@ def read_photos(
         parts = (folder / "train", folder / split)
         if all(part.is_dir() and not any(part.glob("*.parquet")) for part in parts):
             return _image_folder(folder, split)
+    if any(folder.glob("*-idx3-ubyte*")):
+        raise ValueError(
+            f"{folder}: small images of one size (idx files), which are kept in memory and not "
+            "cropped: leave --data.image_size unset"
+        )
     name = str(folder) if folder.is_dir() else source
     return _hub(source, name, data_root(root) / source, image_column, label_column)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +48,36 @@ class RunFolder(Checkpoint):
         return self.path / "best.ckpt"
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a finished training, else None."""
+        """The result of a finished training, else None.
+
+        Raises:
+            ValueError: if its file is damaged.
+        """
         file = self.path / "result.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        if not file.exists():
+            return None
+        return _mapping(file, json.loads, "delete it to go on from the last checkpoint")
 
     def resume(self) -> Path | None:
         """The checkpoint to go on from; None to start at the beginning.
 
         Raises:
-            ValueError: if the folder holds a training of another configuration.
+            ValueError: if the folder holds a training of another configuration, or is damaged.
         """
         file = self.path / "config.yaml"
         if not file.exists():
             return None
-        different = sorted(differences(yaml.safe_load(file.read_text()), self.config))
+        there = _mapping(file, yaml.safe_load, "delete it to go on with the settings given here")
+        different = sorted(differences(there, self.config))
         if different:
             raise ValueError(
                 f"{self.path} holds a run with other settings ({'; '.join(different[:5])}); "
                 "choose another --run_dir, or go on regardless with --ckpt_path last"
             )
-        return self.last if self.last.exists() else None
+        if not self.last.exists():
+            return None
+        check_whole(self.last)
+        return self.last
 
     @rank_zero_only
     def write_config(self) -> None:
@@ -112,6 +123,30 @@ class RunFolder(Checkpoint):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self._best = state["best"]
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a checkpoint that was cut short, by a full disk or a power cut.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path}: no whole checkpoint ({path.stat().st_size:,} bytes): it was cut short; "
+            "delete it to start from the beginning, or go on from another with --ckpt_path FILE"
+        )
+
+
+def _mapping(file: Path, parse: Callable[[str], Any], remedy: str) -> dict[str, Any]:
+    """A file of named values, parsed."""
+    try:
+        content = parse(file.read_text())
+    except (ValueError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: empty or damaged; {remedy}")
+    return content
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

@@ -18,7 +18,7 @@ from nmsparsity.tasks.arguments import settings, train_parser
 from nmsparsity.tasks.classification import ClassificationTask
 from nmsparsity.tasks.data import ImageData
 from nmsparsity.tasks.history import History
-from nmsparsity.tasks.run_folder import RunFolder
+from nmsparsity.tasks.run_folder import RunFolder, check_whole
 
 STOPPED = 143
 """The exit status of a training that was told to stop by SIGTERM, as shells report it."""
@@ -78,8 +78,9 @@ class Run:
         """Last and best accuracy, density, SAD, seconds of training."""
         last = self.history.rows[-1] if self.history.rows else {}
         report = self.sparsity.sparsifier.report() if self.sparsity.sparsifier else None
-        weights = sum(row.size for row in report.rows) if report else 0
-        kept = sum(row.density * row.size for row in report.rows) if report else 0.0
+        rows = [row for row in report.rows if not row.repeats] if report else []
+        weights = sum(row.size for row in rows)
+        kept = sum(row.density * row.size for row in rows)
         return {
             "epochs": self.trainer.current_epoch,
             **self.task.counted,
@@ -137,4 +138,5 @@ def _checkpoint(config: Namespace, folder: RunFolder) -> Path | None:
     path = folder.last if config.ckpt_path == "last" else Path(config.ckpt_path)
     if not path.exists():
         raise ValueError(f"--ckpt_path {config.ckpt_path}: there is no {path}")
+    check_whole(path)
     return path
