@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from nmsparsity.pattern import Axis, Pattern
-from nmsparsity.promises import declare, withdraw
+from nmsparsity.pattern import Axis
+from nmsparsity.promises import declare, declared, withdraw
 from nmsparsity.report import verify
 from nmsparsity.sparsifier import Sparsifier, sparsify
 from nmsparsity.targets import Remainder
@@ -125,16 +125,12 @@ class SparsityCallback(Callback):
         The optimizer's state still carries the dense weights: checkpoints are also saved after
         the fit.
         """
-        if self.sparsifier is None:
-            return
-        weights = self.sparsifier.weights()
-        for row in self.sparsifier.report().sparse:
-            assert isinstance(row.pattern, str)
-            parameter: Any = weights[row.name]
+        weights: dict[str, Any] = self.sparsifier.weights() if self.sparsifier else {}
+        for parameter in weights.values():
+            pattern = declared(parameter)
             withdraw(parameter)
-            declare(
-                parameter, Pattern.parse(row.pattern, "kernel" if row.axis == "kernel" else None)
-            )
+            if pattern is not None:
+                declare(parameter, pattern)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Look at the masks: SAD since the last look."""
