@@ -50,11 +50,10 @@ class Layout:
 
     def fold(self, weight: Tensor, axis: str) -> Tensor:
         """The weight as ``[outer, length, inner]``: a view where its memory allows one."""
+        length = self.length(tuple(weight.shape), axis)
         if self.input_dim == 1:
-            out, length = weight.shape[0], self.length(tuple(weight.shape), axis)
             inner = math.prod(weight.shape[2:]) if axis == "input" else 1
-            return weight.reshape(out, length, inner)
-        self.length(tuple(weight.shape), axis)
+            return weight.reshape(weight.shape[0], length, inner)
         split = self._split(tuple(weight.shape))
         if axis == "input":
             return weight.reshape(split[0], split[1], split[2] * split[3])

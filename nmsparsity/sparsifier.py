@@ -192,7 +192,7 @@ class Sparsifier:
         """The per-layer table: pattern, density, whether it holds, and what is dense and why."""
         self._catch_up(look_inside=True)
         targets = [Target(master.site, master.pattern) for master in self._masters]
-        return describe(targets, self.skipped)
+        return describe(targets, self.skipped, self._model)
 
     def state_dict(self) -> dict[str, Any]:
         """Dense weights, masks and the step count; ``optimizer.state_dict()`` carries them too."""

@@ -9,10 +9,10 @@ from torch import nn
 
 from nmsparsity.layers.attention import why_closed
 from nmsparsity.layers.packing import why_not
+from nmsparsity.packed.infer import shown
 from nmsparsity.packed.weight import DTYPES
 from nmsparsity.pattern import Pattern
 from nmsparsity.promises import declared
-from nmsparsity.report import shown
 from nmsparsity.sites import Site, sites
 from nmsparsity.targets import Rules, Selection, Target, select
 
