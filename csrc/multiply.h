@@ -9,8 +9,7 @@ namespace {
 // Blocks of rows [from, to) for `count` output pixels from `begin` on.
 void multiply(const nms_product& p, std::int64_t group, std::int64_t begin, std::int64_t count,
               std::int64_t from, std::int64_t to) {
-  const bool last = p.x_channel == 1 && p.y_channel == 1 && p.channels % window == 0;
-  if (p.mode == NMS_TOKENS && last) return Tokens(p, group, begin, count).run(from, to);
+  if (p.mode == NMS_TOKENS) return Tokens(p, group, begin, count).run(from, to);
   switch ((count + lanes - 1) / lanes) {
     case 1: return Columns<1>(p, group, begin, count).run(from, to);
     case 2: return Columns<2>(p, group, begin, count).run(from, to);

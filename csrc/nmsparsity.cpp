@@ -122,6 +122,13 @@ struct Grid {
   std::int64_t size() const { return p.groups * tiles * shares; }
 };
 
+// Whether the order of the work fits the layer.
+bool can_follow(const nms_product& p) {
+  if (p.vectors < 1 || p.vectors > 8 || p.depth < 1 || p.windows * p.slots % 8) return false;
+  if (p.mode == NMS_COLUMNS) return p.depth * p.slots % 8 == 0;
+  return p.depth <= 16 && p.x_channel == 1 && p.y_channel == 1 && p.channels % 16 == 0;
+}
+
 void run_tasks(std::int64_t begin, std::int64_t end, void* context) {
   const Grid& grid = *static_cast<const Grid*>(context);
   for (; begin < end; ++begin) {
@@ -138,11 +145,7 @@ void run_tasks(std::int64_t begin, std::int64_t end, void* context) {
 
 std::int32_t nms_multiply(const nms_product* product) {
   if (!kernels) nms_choose("");
-  const bool tokens = product->mode == NMS_TOKENS;
-  if (product->vectors < 1 || product->vectors > 8 || product->depth < 1 ||
-      (tokens && product->depth > 16)) {
-    return NMS_BAD_WEIGHT;
-  }
+  if (!can_follow(*product)) return NMS_BAD_WEIGHT;
   Grid grid(*product);
   if (!grid.pixels || !product->rows) return NMS_OK;
   if (parallel_for && grid.size() > 1) {
