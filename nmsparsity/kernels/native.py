@@ -80,7 +80,7 @@ class NativeKernel(Kernel):
         product.bias = None if bias is None else bias.data_ptr()
         product.residual = None if residual is None else residual.data_ptr()
         product.activation = _ACTIVATIONS.index(activation)
-        key = (problem, tuple(tiles[0].shape), tuple(x.shape), last, activation, residual is None)
+        key = (problem, product.slots, last, activation, residual is None)
         self._planner.plan(key, product, tiles[0].shape[2]).set(product)
         multiply(product)
         return y

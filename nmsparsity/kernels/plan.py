@@ -55,20 +55,34 @@ def plans(product: Product, lanes: int) -> Iterator[Plan]:
 
 
 class Planner:
-    """Remembers the fastest plan of every problem, shape and number of threads."""
+    """Remembers the fastest plan of every problem, size and number of threads.
+
+    Sizes are rounded down to three bits: text of many lengths is not measured length by length.
+    """
 
     def __init__(self) -> None:
         self._known: dict[object, Plan] = {}
 
     def plan(self, key: object, product: Product, lanes: int) -> Plan:
         """The plan for this product; measured on it when it is met the first time."""
-        key = (key, product.threads, isa())
+        pixels = product.images * product.out_height * product.out_width
+        key = (key, rounded(pixels), product.threads, isa())
         if key not in self._known:
             tried = list(plans(product, lanes))
-            work = product.images * product.out_height * product.out_width * product.rows
-            small = work * product.groups * product.windows * product.slots < _WORTH_MEASURING
+            work = pixels * product.rows * product.groups * product.windows * product.slots
+            small = work < _WORTH_MEASURING
             self._known[key] = tried[0] if small or len(tried) == 1 else _fastest(tried, product)
         return self._known[key]
+
+
+def rounded(size: int) -> int:
+    """The size with its three leading bits only; up to 16 as it is.
+
+    >>> [rounded(size) for size in (7, 16, 100, 127, 1000)]
+    [7, 16, 96, 112, 896]
+    """
+    shift = max(0, size.bit_length() - 3) if size > 16 else 0
+    return size >> shift << shift
 
 
 def _fastest(tried: list[Plan], product: Product) -> Plan:
