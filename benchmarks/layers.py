@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.util
-import io
 import statistics
 import sys
 import time
@@ -22,8 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
+from engines import ENGINES, Run, exported, installed, versions
 from machine import machine
 from torch import Tensor, nn
 from torch.nn import functional
@@ -35,7 +33,6 @@ from nmsparsity.packed import PackedWeight
 RESULTS = Path(__file__).parent / "results"
 PATTERNS = ("2:4", "4:8", "1:4", "2:8", "1:8", "1:16")
 COLD_BYTES = 96 * 2**20
-Run = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,46 +91,15 @@ def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def onnx_bytes(weight: Tensor, x: Tensor) -> bytes:
-    """The layer as an ONNX model."""
+def module(weight: Tensor) -> nn.Module:
+    """The layer as torch has it."""
     if weight.dim() == 2:
         layer: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     else:
         shape = (weight.shape[1], weight.shape[0], weight.shape[2])
         layer = nn.Conv2d(*shape, padding=weight.shape[2] // 2, bias=False)
     layer.load_state_dict({"weight": weight})
-    file = io.BytesIO()
-    torch.onnx.export(layer, (x,), file, dynamo=False)
-    return file.getvalue()
-
-
-def by_onnxruntime(weight: Tensor, x: Tensor, threads: int) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        onnx_bytes(weight, x), options, providers=["CPUExecutionProvider"]
-    )
-    feed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: torch.from_numpy(session.run(None, feed)[0])
-
-
-def by_openvino(weight: Tensor, x: Tensor, threads: int) -> Run:
-    import openvino
-
-    core = openvino.Core()
-    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    model = core.compile_model(core.read_model(onnx_bytes(weight, x)), "CPU", config)
-    request = model.create_infer_request()
-    request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
-
-    def run() -> Tensor:
-        request.infer()
-        return torch.from_numpy(np.asarray(request.get_output_tensor().data))
-
-    return run
+    return layer
 
 
 def by_torch(weight: Tensor, x: Tensor, threads: int) -> Run:
@@ -150,10 +116,10 @@ def engines(shape: Shape) -> dict[str, Callable[[Tensor, Tensor, int], Run]]:
     found: dict[str, Callable[[Tensor, Tensor, int], Run]] = {"torch": by_torch}
     if shape.kind != "linear":
         found["torch channels_last"] = by_torch_last
-    if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
-        found["onnxruntime"] = by_onnxruntime
-    if importlib.util.find_spec("onnx") and importlib.util.find_spec("openvino"):
-        found["openvino"] = by_openvino
+    for name in filter(installed, ENGINES):
+        found[name] = lambda w, x, threads, name=name: ENGINES[name](
+            exported(module(w), x), x, threads
+        )
     return found
 
 
@@ -273,17 +239,11 @@ def main() -> None:
     for group, rows in groups.items():
         middle = (f"{statistics.median(column):.2f}" for column in zip(*rows, strict=True))
         lines.append(f"| {group} | {' | '.join(middle)} |")
-    versions = [
-        f"{name} {importlib.import_module(name).__version__}"
-        for name in ("onnxruntime", "openvino")
-        if importlib.util.find_spec(name)
-    ]
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     lines += [
         "",
         *machine(),
-        f"{', '.join(versions) or 'No other engine installed'}. "
-        f"Instruction set: {nm.native.isa()}.",
+        f"{versions()}. Instruction set: {nm.native.isa()}.",
         f"Command: `python benchmarks/{command}`, {datetime.date.today()}.",
     ]
     (RESULTS / f"layers-{options.threads}.md").write_text("\n".join(lines) + "\n")

@@ -13,18 +13,14 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
-import importlib.util
-import io
 import statistics
 import sys
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torchvision
+from engines import ENGINES, Run, exported, installed, versions
 from machine import machine
 from torch import Tensor, nn
 
@@ -32,7 +28,6 @@ import nmsparsity as nm
 
 RESULTS = Path(__file__).parent / "results"
 PATTERNS = ("2:4", "1:4", "1:8", "1:16")
-Run = Callable[[], Tensor]
 
 
 def resnet50() -> tuple[nn.Module, Tensor]:
@@ -70,53 +65,14 @@ MODELS = {
 }
 
 
-def onnx_bytes(model: nn.Module, x: Tensor) -> bytes:
-    file = io.BytesIO()
-    torch.backends.mha.set_fastpath_enabled(False)  # ONNX does not know that operator.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(model, (x,), file, dynamo=False)
-    torch.backends.mha.set_fastpath_enabled(True)
-    return file.getvalue()
-
-
-def by_onnxruntime(exported: bytes, x: Tensor, threads: int) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: torch.from_numpy(session.run(None, feed)[0])
-
-
-def by_openvino(exported: bytes, x: Tensor, threads: int) -> Run:
-    import openvino
-
-    core = openvino.Core()
-    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    request = core.compile_model(core.read_model(exported), "CPU", config).create_infer_request()
-    request.set_input_tensor(openvino.Tensor(x.numpy(), shared_memory=True))
-
-    def run() -> Tensor:
-        request.infer()
-        return torch.from_numpy(np.asarray(request.get_output_tensor().data))
-
-    return run
-
-
 def dense_engines(model: nn.Module, x: Tensor, threads: int) -> dict[str, Run]:
     runs: dict[str, Run] = {"torch": lambda: model(x)}
     if x.dim() == 4:
         other, last = copy.deepcopy(model), x.contiguous(memory_format=torch.channels_last)
         other = other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         runs["torch channels_last"] = lambda: other(last)
-    exported = onnx_bytes(model, x) if importlib.util.find_spec("onnx") else b""
-    if exported and importlib.util.find_spec("onnxruntime"):
-        runs["onnxruntime"] = by_onnxruntime(exported, x, threads)
-    if exported and importlib.util.find_spec("openvino"):
-        runs["openvino"] = by_openvino(exported, x, threads)
+    for name in filter(installed, ENGINES):
+        runs[name] = ENGINES[name](exported(model, x), x, threads)
     return runs
 
 
@@ -191,16 +147,11 @@ def main() -> None:
     for name in MODELS:
         if options.only in name:
             lines += measure(name, options.threads, options.rounds)
-    versions = [
-        f"{name} {importlib.import_module(name).__version__}"
-        for name in ("onnxruntime", "openvino", "transformers")
-        if importlib.util.find_spec(name)
-    ]
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     lines += [
         "",
         *machine(),
-        f"{', '.join(versions)}. Instruction set: {nm.native.isa()}.",
+        f"{versions('transformers')}. Instruction set: {nm.native.isa()}.",
         f"Command: `python benchmarks/{command}`, {datetime.date.today()}.",
     ]
     (RESULTS / f"models-{options.threads}.md").write_text("\n".join(lines) + "\n")
