@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import statistics
+import time
 import warnings
 from collections.abc import Callable
 
@@ -26,6 +28,24 @@ def versions(*others: str) -> str:
     found = [name for name in (*NAMES, *others) if importlib.util.find_spec(name)]
     said = [f"{name} {importlib.import_module(name).__version__}" for name in found]
     return ", ".join(said) or "No other engine installed"
+
+
+def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
+    """Median seconds of a call; every round lets each of them run for about 2 ms."""
+    repeats = {}
+    for name, run in runs.items():
+        run()
+        start = time.perf_counter()
+        run()
+        repeats[name] = max(1, int(2e-3 / (time.perf_counter() - start)))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                run()
+            times[name].append((time.perf_counter() - start) / repeats[name])
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def exported(model: nn.Module, x: Tensor) -> bytes:

@@ -15,13 +15,12 @@ import argparse
 import datetime
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from engines import ENGINES, Run, exported, installed, versions
+from engines import ENGINES, Run, exported, installed, medians, versions
 from machine import machine
 from torch import Tensor, nn
 from torch.nn import functional
@@ -146,24 +145,6 @@ def cycle(runs: list[Run]) -> Run:
         return runs[turn]()
 
     return run
-
-
-def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median seconds of a call; every round lets each of them run for about 2 ms."""
-    repeats = {}
-    for name, run in runs.items():
-        run()
-        start = time.perf_counter()
-        run()
-        repeats[name] = max(1, int(2e-3 / (time.perf_counter() - start)))
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                run()
-            times[name].append((time.perf_counter() - start) / repeats[name])
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def measure(shape: Shape, threads: int, rounds: int) -> tuple[str, dict[str, float], float]:

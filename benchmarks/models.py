@@ -13,14 +13,12 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
-import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
 import torchvision
-from engines import ENGINES, Run, exported, installed, versions
+from engines import ENGINES, Run, exported, installed, medians, versions
 from machine import machine
 from torch import Tensor, nn
 
@@ -89,17 +87,6 @@ def by_us(model: nn.Module, x: Tensor, pattern: str) -> tuple[Run, float, float,
     error = float((packed(x) - expected).abs().max() / expected.abs().max())
     bytes_ = sum(row.nbytes for row in rows) / sum(row.dense_nbytes for row in rows)
     return lambda: packed(x), error, bytes_, sum(row.kernel is None for row in rows)
-
-
-def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from torch import Tensor, nn
 
 from nmsparsity import native
-from nmsparsity.exceptions import memory as memory
+from nmsparsity.exceptions import memory
 from nmsparsity.master import MasterWeight
 from nmsparsity.methods.base import Method, Step
 from nmsparsity.targets import Target
@@ -123,7 +123,7 @@ class Masters:
     def _lost(self) -> bool:
         """Whether a shard has other memory than the native kernel knows, its dtype the same."""
         taken = zip(self._fast, self._taken, strict=True)
-        return any(master.local.data_ptr() != memory.data_ptr() for master, memory in taken)
+        return any(master.local.data_ptr() != known.data_ptr() for master, known in taken)
 
     def _gather(self) -> None:
         """Sort the weights into those that the native kernel takes and the others."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from nmsparsity.exceptions import memory
 from nmsparsity.packed.choice import given
-from nmsparsity.packed.infer import shown as shown
+from nmsparsity.packed.infer import shown
 from nmsparsity.pattern import Axis, Pattern
 from nmsparsity.promises import declared
 from nmsparsity.shards import check_memory, local_shard

@@ -10,8 +10,7 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
-from nmsparsity.exceptions import exceptions
-from nmsparsity.exceptions import memory as memory
+from nmsparsity.exceptions import exceptions, memory
 from nmsparsity.pattern import Axis, Pattern
 from nmsparsity.registry import near
 from nmsparsity.sites import Site, sites, unfit

@@ -12,8 +12,8 @@ from nmsparsity.kernels.base import Kernel, kernel
 from nmsparsity.kernels.plan import Planner
 from nmsparsity.kernels.problem import Problem, memory_format
 from nmsparsity.kernels.tiles import make_tiles, read_tiles, windows_of
-from nmsparsity.native.library import lanes
-from nmsparsity.native.product import Product, multiply
+from nmsparsity.native.library import lanes, multiply
+from nmsparsity.native.product import Product
 from nmsparsity.packed.weight import PackedWeight
 
 _ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")

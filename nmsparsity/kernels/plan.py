@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nmsparsity.native import isa
-from nmsparsity.native.product import COLUMNS, TOKENS, WINDOW, Product, multiply
+from nmsparsity.native.library import multiply
+from nmsparsity.native.product import COLUMNS, TOKENS, WINDOW, Product
 
 _FIRST_CACHE = 32768
 _SECOND_CACHE = 262144  # what activations may take of it
@@ -46,7 +48,7 @@ def plans(product: Product, lanes: int) -> Iterator[Plan]:
             yield Plan(TOKENS, 4, turns)
         if pixels < 2 * lanes:
             return
-    step = 8 // product.slots if product.slots in (1, 2, 4) else {6: 4, 12: 2}.get(product.slots, 1)
+    step = math.lcm(product.slots, 8) // product.slots  # windows that fill whole words
     for vectors in (8, 6, 4, 3):
         depth = _FIRST_CACHE // (4 * WINDOW * vectors * lanes)
         depth = min(max(depth // step, 1) * step, product.windows)

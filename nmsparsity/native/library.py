@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from nmsparsity.native.product import Product
+
 _ISAS = ("avx512", "avx2", "portable")
 _NAMES = {"darwin": "lib{}.dylib", "win32": "{}.dll"}
 
@@ -79,6 +81,11 @@ def lanes() -> int:
     return 0 if library is None else int(library.nms_lanes())
 
 
+def multiply(product: Product) -> None:
+    """Write ``y``: every pointer must be good for the sizes, which are not checked again."""
+    call("nms_multiply", ctypes.byref(product))
+
+
 def call(function: str, *arguments: Any) -> None:
     """Run a function of csrc/nmsparsity.h or csrc/product.h."""
     status = getattr(_library(), function)(*arguments)
@@ -108,7 +115,8 @@ def _library() -> ctypes.CDLL | None:
     library.nms_isa.restype = ctypes.c_char_p
     for function in (library.nms_abi, library.nms_product_abi, library.nms_lanes):
         function.restype = ctypes.c_int64
-    if library.nms_abi() != ctypes.sizeof(WeightStruct):
+    sizes = (library.nms_abi(), library.nms_product_abi())
+    if sizes != (ctypes.sizeof(WeightStruct), ctypes.sizeof(Product)):
         raise RuntimeError(f"{path} is of another version of nmsparsity: install it again")
     for function in (library.nms_project, library.nms_add_term):
         function.argtypes = (ctypes.POINTER(WeightStruct), ctypes.c_int64)

@@ -1,10 +1,8 @@
-"""A packed weight times activations, by csrc/product.h."""
+"""What a packed weight times activations is to the native library: csrc/product.h."""
 
 from __future__ import annotations
 
 import ctypes
-
-from nmsparsity.native.library import call
 
 COLUMNS, TOKENS = 0, 1
 WINDOW = 16
@@ -31,12 +29,3 @@ class Product(ctypes.Structure):
         *((name, ctypes.c_int64) for name in _SIZES),
         *((name, ctypes.c_int32) for name in _NUMBERS),
     )
-
-    def copy(self) -> Product:
-        """Another one with the same fields."""
-        return Product.from_buffer_copy(self)
-
-
-def multiply(product: Product) -> None:
-    """Write ``y``: every pointer must be good for the sizes, which are not checked again."""
-    call("nms_multiply", ctypes.byref(product))
