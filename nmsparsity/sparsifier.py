@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nmsparsity.master import MasterWeight
 from nmsparsity.masters import Masters
 from nmsparsity.methods import Dense, Method, build
-from nmsparsity.methods.base import Step
-from nmsparsity.optimizer_state import OptimizerState, check_state, state_of
+from nmsparsity.optimizer_state import check_state, state_of
 from nmsparsity.optimizers import check_optimizer, groups_by_parameter
 from nmsparsity.pattern import Axis
 from nmsparsity.promises import claim, claimed, declare, release, withdraw
 from nmsparsity.report import Report, describe
 from nmsparsity.sites import sites, unwrap
+from nmsparsity.step_hooks import StepHooks
 from nmsparsity.targets import (
     Patterns,
     Remainder,
@@ -28,9 +27,7 @@ from nmsparsity.targets import (
     Target,
     select,
 )
-from nmsparsity.telemetry import Telemetry, Watch
-
-_LOOK_EVERY = 16
+from nmsparsity.telemetry import Telemetry
 
 
 def sparsify(
@@ -100,7 +97,6 @@ class Sparsifier:
     Attributes:
         method: the training method.
         skipped: the weights that stay dense, each with the reason.
-        steps: optimizer steps done.
     """
 
     @torch.no_grad()
@@ -111,13 +107,10 @@ class Sparsifier:
         method: Method,
         selection: Selection,
     ) -> None:
-        self.method, self.skipped, self.steps = method, selection.skipped, 0
+        self.method, self.skipped = method, selection.skipped
         self._model, self._optimizer = model, optimizer
         self._masters = Masters(selection.targets, method)
         self._masters.lend_only(p for group in optimizer.param_groups for p in group["params"])
-        self._group_of = groups_by_parameter(optimizer)
-        self._exposed = 0
-        self._is_torchs = type(optimizer).__module__.startswith("torch.optim")
         kept = claimed()
         for master in self._masters:
             if id(master.parameter) in kept:
@@ -126,23 +119,16 @@ class Sparsifier:
                     "remove() first"
                 )
             master.check_finite(master.dense)
-        self._state = OptimizerState(list(self._masters))
-        # The checkpoint may have been loaded before sparsify.
-        was_loaded = self._state.take_loaded(optimizer)
-        self._masters.project()
+        self._hooks = StepHooks(optimizer, self._masters)
+        self._hooks.begin()
         declare({master.site: master.pattern for master in self._masters})
         for master in self._masters:
             claim(master)
-        self._watch = Watch(list(self._masters))
-        if was_loaded:
-            self._load(optimizer)
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-            optimizer.register_state_dict_post_hook(self._save),
-            optimizer.register_load_state_dict_pre_hook(self._state.take),
-            optimizer.register_load_state_dict_post_hook(self._load),
-        ]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done."""
+        return self._hooks.steps
 
     # What a user asks of it.
 
@@ -156,22 +142,14 @@ class Sparsifier:
 
         What is written to them inside the block is kept.
         """
-        self._catch_up(look_inside=True)
-        with torch.no_grad():
-            self._masters.expose()
-        self._exposed += 1
-        try:
+        with self._hooks.exposed():
             yield self.weights()
-        finally:
-            self._exposed -= 1
-            if not self._exposed:
-                self._take_back()
 
     @torch.no_grad()
     def project_(self, model: nn.Module) -> nn.Module:
         """Make a copy of the model (an average, say) N:M, in place, by the names of its layers."""
         if unwrap(model) is unwrap(self._model):
-            self._catch_up(look_inside=True)
+            self._hooks.catch_up()
             self._masters.project()
             return model
         found = {site.name: site for site in sites(model)}
@@ -185,18 +163,17 @@ class Sparsifier:
 
     def telemetry(self) -> Telemetry:
         """What changed since the last call: SAD, flip rate, density, layer by layer."""
-        self._catch_up(look_inside=True)
-        return self._watch.look(self.steps)
+        return self._hooks.look()
 
     def report(self) -> Report:
         """The per-layer table: pattern, density, whether it holds, and what is dense and why."""
-        self._catch_up(look_inside=True)
+        self._hooks.catch_up()
         targets = [Target(master.site, master.pattern) for master in self._masters]
         return describe(targets, self.skipped, self._model)
 
     def state_dict(self) -> dict[str, Any]:
         """Dense weights, masks and the step count; ``optimizer.state_dict()`` carries them too."""
-        self._catch_up(look_inside=True)
+        self._hooks.catch_up()
         weights = {master.name: state_of(master) for master in self._masters}
         return {"steps": self.steps, "weights": weights}
 
@@ -217,18 +194,13 @@ class Sparsifier:
             check_state(master, state["weights"][master.name])
         for master in self._masters:
             master.load(state["weights"][master.name])
-        self.steps = state["steps"]
-        self._watch.restart(self.steps)
+        self._hooks.restart(state["steps"])
 
     def remove(self) -> None:
         """Let go of the optimizer; the model keeps its sparse weights and trains freely."""
         try:
-            if not self._exposed:
-                # The last step may not have come to its end: an exception in the optimizer.
-                self._take_back()
+            self._hooks.remove()
         finally:
-            for hook in self._hooks:
-                hook.remove()
             for master in self._masters:
                 release(master)
             withdraw(master.site for master in self._masters)
@@ -248,116 +220,6 @@ class Sparsifier:
             "copy.deepcopy(optimizer.state_dict()) into the new one"
         )
 
-    # What happens around the optimizer step.
-
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._exposed:
-            raise RuntimeError("optimizer.step() inside dense_weights(): leave the block first")
-        self._catch_up(look_inside=self.steps % _LOOK_EVERY == 0)
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._release()
-            return None
-        with torch.no_grad():
-            for master in self._masters:
-                if master.adopted:
-                    master.project()
-        if not self._is_torchs:
-            # torch's optimizers begin with the closure; others (SAM) may move the weights first.
-            with torch.no_grad():
-                self._masters.expose()
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": self._wrap(closure)}
-        return (args[0], self._wrap(closure), *args[2:]), kwargs
-
-    def _wrap(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The user's closure, run on the sparse weights, however often the optimizer calls it."""
-
-        def on_sparse_weights() -> Any:
-            self._take_back()
-            loss = closure()
-            self._adopt(look_inside=False)
-            self._release()
-            return loss
-
-        return on_sparse_weights
-
-    def _after_step(self, *_: Any) -> None:
-        self._take_back()
-        self.steps += 1
-        self._watch.after_step()
-
-    @torch.no_grad()
-    def _catch_up(self, look_inside: bool) -> None:
-        """Notice what happened to the model since the last step, and keep it."""
-        for master in self._masters:
-            if master.is_replaced():
-                raise RuntimeError(
-                    f"layer {master.name!r} holds another Parameter than when it was sparsified "
-                    "(load_state_dict(assign=True), or fully_shard after sparsify?): the optimizer "
-                    "does not train it either; make the optimizer and call sparsify after that"
-                )
-        if self._exposed:
-            self._masters.keep_written()
-            return
-        # The last step may not have come to its end: an exception in the optimizer.
-        self._take_back()
-        self._masters.follow()
-        self._adopt(look_inside)
-
-    @torch.no_grad()
-    def _adopt(self, look_inside: bool) -> None:
-        """What was written into the sparse weights is the dense weight from here on."""
-        for master in self._masters.overwritten(look_inside):
-            self._refuse_broadcast(master)
-            master.adopt()
-
-    def _refuse_broadcast(self, master: MasterWeight) -> None:
-        """Sparse weights that another rank broadcast before the first step are no adoption."""
-        if self.steps or not _is_distributed() or not master.pattern.holds(master.local):
-            return
-        raise RuntimeError(
-            f"layer {master.name!r} was overwritten with the sparse weights of another process "
-            "before the first step, so its dense weights would differ between processes; call "
-            "sparsify after DistributedDataParallel(model)"
-        )
-
-    @torch.no_grad()
-    def _release(self) -> None:
-        """Add the method's term to the gradients, put the dense weights into the model."""
-        self._watch.before_step()
-        self._masters.release(self._step, lend=self._is_torchs)
-
-    @torch.no_grad()
-    def _take_back(self) -> None:
-        """Take the dense weights out of the model again, and project them."""
-        self._masters.take_back(self._step)
-
-    def _step(self, master: MasterWeight) -> Step:
-        group = self._optimizer.param_groups[self._group_of[id(master.parameter)]]
-        scale = getattr(self._optimizer, "grad_scale", None)
-        found_inf = getattr(self._optimizer, "found_inf", None)
-        return Step(
-            count=self.steps,
-            lr=group.get("lr", 0.0),
-            grad_scale=1.0 if scale is None else scale,
-            maximize=group.get("maximize", False),
-            found_inf=0.0 if found_inf is None else found_inf,
-        )
-
-    # What travels in the optimizer's state_dict.
-
-    def _save(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-        self._catch_up(look_inside=True)
-        return self._state.add(optimizer, state, self.steps)
-
-    def _load(self, _: Optimizer) -> None:
-        steps = self._state.restore()
-        self.steps = self.steps if steps is None else steps
-        self._watch.restart(self.steps)
-
 
 def _why_not_trained(target: Target, method: Method, trained: dict[int, int]) -> str | None:
     """Why this sparsifier leaves a weight alone that could follow its pattern."""
@@ -368,12 +230,3 @@ def _why_not_trained(target: Target, method: Method, trained: dict[int, int]) ->
     if id(target.site.parameter) not in trained:
         return "this optimizer does not train it"
     return None
-
-
-def _is_distributed() -> bool:
-    distributed = torch.distributed
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )

@@ -25,6 +25,7 @@ FLOORS = [
     {"layers"},
     {"report", "telemetry"},
     {"master", "masters", "optimizer_state", "plots", "pruning"},
+    {"step_hooks"},
     {"sparsifier"},
     {"compression"},
     {"integrations"},
@@ -161,8 +162,7 @@ def test_the_face_imports_nothing_at_start() -> None:
 
 
 def test_files_stay_short() -> None:
-    long = {name: lines for name in INSIDE if (lines := _lines(name)) > 300}
-    assert set(long) <= {"nmsparsity.sparsifier"}
+    assert not {name: lines for name in INSIDE if (lines := _lines(name)) > 300}
 
 
 def _lines(name: str) -> int:
