@@ -6,11 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from nmsparsity.tasks.needs import need
+
 HELP = """usage: nmsparsity COMMAND [...]
 
 Train, check and store neural networks in which at most N of every M weights are nonzero.
 
-  train     train a classifier from a recipe, dense or N:M sparse from scratch
+  train     train a network from a recipe, dense or N:M sparse from scratch
   evaluate  count a trained network's answers on the whole validation set
   inspect   the per-layer table of any checkpoint or packed file: pattern, density, bytes
   pack      write a checkpoint as one packed file, loss-free
@@ -24,7 +26,8 @@ A first tour, with the images that come with the repository:
   nmsparsity inspect first.safetensors
   nmsparsity evaluate first.safetensors
 
-Every command has its own --help. Data sets are looked for in --data.root, else in the folder that
+Every command has its own --help. --kind, or kind: in a recipe, says which task it is of:
+classification (the default). Data sets are looked for in --data.root, else in the folder that
 the environment variable NMSPARSITY_DATA names, else in ~/.cache/nmsparsity.
 """
 
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train(words: list[str]) -> int:
-    _need("lightning", "jsonargparse")
+    need("lightning", "jsonargparse")
     from nmsparsity.tasks.train import STOPPED, prepare, quiet
 
     quiet()
@@ -68,27 +71,18 @@ def train(words: list[str]) -> int:
         print(f"stopped; the same command goes on from {run.folder.last}")
         return STOPPED
     if run.trainer.is_global_zero:
-        print(
-            f"top-1 {result['top1']:.2f} % after {result['epochs']} epochs (best "
-            f"{result['best_top1']:.2f} %), {result['images']:,} images; density "
-            f"{result['density']:.3f}; in {run.folder.path}"
-        )
+        print(f"{run.kind.trained(result)}; density {result['density']:.3f}; in {run.folder.path}")
     return 0
 
 
 def evaluate(words: list[str]) -> int:
-    _need("lightning", "jsonargparse")
+    need("lightning", "jsonargparse")
     from nmsparsity.tasks.evaluate import evaluate
     from nmsparsity.tasks.train import quiet
 
     quiet()
-    counted = evaluate(words)
-    share = counted["top1"] / 100
-    error = 100 * (share * (1 - share) / counted["images"]) ** 0.5
-    print(
-        f"top-1 {counted['top1']:.2f} ± {error:.2f} %, top-5 {counted['top5']:.2f} %, loss "
-        f"{counted['loss']:.4f}, {counted['images']:,} images (± is the standard error)"
-    )
+    _, sentence = evaluate(words)
+    print(sentence)
     return 0
 
 
@@ -122,18 +116,6 @@ def pack(words: list[str]) -> int:
     size, dense = pack(options.checkpoint, options.output)
     print(f"{options.output}: {size:,} bytes, {size / dense:.1%} of {dense:,} dense")
     return 0
-
-
-def _need(*packages: str) -> None:
-    """Say how to get what the recipes need."""
-    from importlib.util import find_spec
-
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"recipes need {', '.join(missing)}: pip install 'nmsparsity[train]' (or in a clone "
-            "pip install '.[train]')"
-        )
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -36,7 +36,7 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
 
 
 def test_every_recipe_named_in_the_help_exists() -> None:
-    from nmsparsity.tasks.arguments import EVALUATE, TRAIN
+    from nmsparsity.tasks.kinds.classification import EVALUATE, TRAIN
 
     named = {
         word

@@ -18,6 +18,8 @@ from nmsparsity.pattern import Pattern
 
 _SECTIONS = ("state_dict", "model_state_dict", "model")
 _PREFIX = "model."
+ATTACHMENT = "attachment/"
+"""In the metadata of a packed file, before the name of an attached text."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Checkpoint:
         patterns: what a training kept each weight to.
         config: the configuration of the training; None for files of others.
         versions: the versions of the modules that wrote them, where torch noted those.
+        attachments: texts of a task of ours, by file name: see `Task.attachments`.
     """
 
     path: Path
@@ -39,6 +42,7 @@ class Checkpoint:
     patterns: dict[str, Pattern] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     versions: Mapping[str, Any] | None = None
+    attachments: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path) -> Checkpoint:
@@ -122,9 +126,17 @@ def _safetensors(path: Path) -> Checkpoint:
         raise ValueError(f"{path}: no safetensors file, or a damaged one ({error})") from None
     contents = read(path)
     dense = {name: weight.unpack() for name, weight in contents.packed.items()}
-    config = _config(contents.metadata.get("config"))
     return Checkpoint(
-        path, {**contents.tensors, **dense}, contents.packed, contents.promises, config
+        path,
+        {**contents.tensors, **dense},
+        contents.packed,
+        contents.promises,
+        _config(contents.metadata.get("config")),
+        attachments={
+            name.removeprefix(ATTACHMENT): text
+            for name, text in contents.metadata.items()
+            if name.startswith(ATTACHMENT)
+        },
     )
 
 
@@ -147,6 +159,7 @@ def _torch(path: Path) -> Checkpoint:
         patterns=dict(_patterns(content.get("callbacks", {}))),
         config=config,
         versions=None if versions is None else _of_inner(versions),
+        attachments=_texts(content.get("attachments")),
     )
 
 
@@ -159,6 +172,14 @@ def _config(text: object) -> dict[str, Any] | None:
     except yaml.YAMLError:
         return None
     return config if isinstance(config, dict) and isinstance(config.get("task"), dict) else None
+
+
+def _texts(content: object) -> dict[str, str]:
+    return {
+        name: text
+        for name, text in (content.items() if isinstance(content, Mapping) else ())
+        if isinstance(name, str) and isinstance(text, str)
+    }
 
 
 def _of_inner(versions: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from nmsparsity.tasks.accuracy import Accuracy
-from nmsparsity.tasks.checkpoint import Checkpoint
 from nmsparsity.tasks.models import classifier
 from nmsparsity.tasks.schedule import warmup_cosine
+from nmsparsity.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,11 @@ class SGD:
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
 
-class ClassificationTask(LightningModule):
+class ClassificationTask(Task):
     """Trains a classifier with cross entropy and counts its answers on the whole validation set.
 
     Logs ``train/loss``, ``val/top1``, ``val/top5``, ``val/loss`` and ``val/best_top1``, in percent,
-    over all images of all processes. Precision, clipping, accumulation and devices are the
-    Trainer's; sparsity is the `SparsityCallback`'s.
+    over all images of all processes.
 
     Args:
         model: a small ResNet (``small_resnet8``, 14, 20, 32, 56), a torchvision classifier
@@ -86,21 +84,14 @@ class ClassificationTask(LightningModule):
         channels_last: bool = True,
         init_from: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(init_from)
         network = classifier(model, classes, in_channels, **(model_options or {}))
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.optimizer = optimizer
         self.label_smoothing = label_smoothing
-        self.init_from = init_from
-        self.counted: dict[str, float] = {}
         self.best_top1 = 0.0
         self.accuracy = Accuracy()
-
-    def setup(self, stage: str) -> None:
-        """Load ``init_from`` once, before sparsity sets in and before a resume overwrites it."""
-        if stage == "fit" and self.init_from:
-            Checkpoint.read(self.init_from).load_into(self.model)
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores ``[batch, classes]`` of images ``[batch, channels, height, width]``."""
@@ -131,16 +122,15 @@ class ClassificationTask(LightningModule):
         for name, value in logged.items():
             self.log(f"val/{name}", float(value), prog_bar=name == "top1", sync_dist=True)
 
-    def _add_up(self, counts: Tensor) -> Tensor:
-        total: Tensor = self.trainer.strategy.reduce(counts, reduce_op="sum")
-        return total
+    def result(self) -> dict[str, Any]:
+        return {**self.counted, "best_top1": self.best_top1}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["counted"] = self.counted
+        super().on_save_checkpoint(checkpoint)
         checkpoint["best_top1"] = self.best_top1
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.counted = checkpoint.get("counted", {})
+        super().on_load_checkpoint(checkpoint)
         self.best_top1 = checkpoint.get("best_top1", 0.0)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from lightning.pytorch import Trainer
 
-from nmsparsity.tasks.arguments import evaluate_parser
+from nmsparsity.tasks.arguments import attach, evaluate_parser
 from nmsparsity.tasks.checkpoint import Checkpoint
+from nmsparsity.tasks.kinds import DEFAULT, kind, named_in
 
 
-def evaluate(arguments: Sequence[str]) -> dict[str, float]:
-    """Count the answers of the network in a file; ``top1``, ``top5``, ``loss`` and ``images``.
+def evaluate(arguments: Sequence[str]) -> tuple[dict[str, float], str]:
+    """Count the answers of the network in a file; the metrics, and a sentence about them.
 
     Args:
         arguments: as on the command line, the file first.
@@ -21,17 +22,20 @@ def evaluate(arguments: Sequence[str]) -> dict[str, float]:
     """
     if not arguments or arguments[0].startswith("-"):
         # No file: the parser explains itself.
-        evaluate_parser({}).parse_args(list(arguments))
+        evaluate_parser({}, named_in(arguments)).parse_args(list(arguments))
     checkpoint = Checkpoint.read(arguments[0])
     known = {part: (checkpoint.config or {}).get(part) for part in ("seed", "task", "data")}
     if None in known.values():
         raise ValueError(
             f"{checkpoint.path}: not of this project's training, so its model and data are unknown"
         )
-    parser = evaluate_parser(known)
-    built = parser.instantiate(parser.parse_args(list(arguments)))
+    name = (checkpoint.config or {}).get("kind", DEFAULT)
+    parser = evaluate_parser(known, name)
+    config = parser.parse_args(list(arguments))
+    attach(config, checkpoint.attachments, kind(name))
+    built = parser.instantiate(config)
     checkpoint.load_into(built.task.model)
     trainer = Trainer(**vars(built.trainer))
     trainer.validate(built.task, datamodule=built.data, verbose=False)
     counted: dict[str, float] = built.task.counted
-    return counted
+    return counted, kind(name).evaluated(counted)

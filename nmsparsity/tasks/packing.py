@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from nmsparsity.packed import write
-from nmsparsity.tasks.checkpoint import Checkpoint
+from nmsparsity.tasks.checkpoint import ATTACHMENT, Checkpoint
 from nmsparsity.tasks.inspection import pack_weight
 
 
@@ -16,8 +16,8 @@ def pack(source: str | Path, target: str | Path) -> tuple[int, int]:
 
     Weights that a training kept N:M are packed in that pattern, which the file promises; others in
     the one their zeros show, if it makes them smaller; the rest is stored as it is. Optimizer
-    state is left out. The configuration of the training travels along, so that ``nmsparsity
-    evaluate`` needs the file alone.
+    state is left out. The configuration of the training and its attached texts travel along, so
+    that ``nmsparsity evaluate`` needs the file alone.
 
     Returns:
         The bytes of the file, and of the same tensors dense.
@@ -31,7 +31,7 @@ def pack(source: str | Path, target: str | Path) -> tuple[int, int]:
     packed = {name: weight for name, weight in found.items() if weight is not None}
     plain = {name: t for name, t in checkpoint.tensors.items() if name not in packed}
     promises = {n: its for n, its in checkpoint.patterns.items() if n in checkpoint.tensors}
-    about = {}
+    about = {f"{ATTACHMENT}{name}": text for name, text in checkpoint.attachments.items()}
     if checkpoint.config is not None:
         about["config"] = yaml.safe_dump(checkpoint.config, sort_keys=False)
     size = write(target, packed, plain, about, promises)

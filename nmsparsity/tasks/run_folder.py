@@ -7,13 +7,15 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from nmsparsity.tasks.task import Task
 
 
 class RunFolder(Checkpoint):
@@ -26,16 +28,22 @@ class RunFolder(Checkpoint):
     Args:
         path: the folder, made when the training starts.
         config: the resolved configuration; it travels in every checkpoint.
-        monitor: the logged metric whose largest value makes the best epoch.
+        monitor: the logged metric that makes the best epoch,
+        mode: by its largest or its smallest value.
     """
 
     def __init__(
-        self, path: str | Path, config: Mapping[str, Any], monitor: str = "val/top1"
+        self,
+        path: str | Path,
+        config: Mapping[str, Any],
+        monitor: str = "val/top1",
+        mode: Literal["max", "min"] = "max",
     ) -> None:
         self.path = Path(path)
         self.config = dict(config)
         self.monitor = monitor
-        self._best = float("-inf")
+        self._sign = 1 if mode == "max" else -1
+        self._best = float("-inf") * self._sign
 
     @property
     def last(self) -> Path:
@@ -80,10 +88,12 @@ class RunFolder(Checkpoint):
         return self.last
 
     @rank_zero_only
-    def write_config(self) -> None:
-        """Write the resolved configuration."""
+    def write_config(self, attachments: Mapping[str, str] | None = None) -> None:
+        """Write the resolved configuration, and texts beside it, by file name."""
         self.path.mkdir(parents=True, exist_ok=True)
         _replace(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+        for name, text in (attachments or {}).items():
+            _replace(self.path / name, text)
 
     @rank_zero_only
     def write_result(self, result: Mapping[str, Any]) -> None:
@@ -95,13 +105,15 @@ class RunFolder(Checkpoint):
     ) -> None:
         """Let the configuration travel along: the checkpoint explains itself."""
         checkpoint["config"] = yaml.safe_dump(self.config, sort_keys=False)
+        if isinstance(module, Task) and (texts := module.attachments()):
+            checkpoint["attachments"] = texts
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Write ``last.ckpt``, and ``best.ckpt`` if this epoch is the best so far."""
-        score = float(trainer.callback_metrics.get(self.monitor, float("-inf")))
-        better = score > self._best
-        self._best = max(score, self._best)
+        score = float(trainer.callback_metrics.get(self.monitor, self._best))
+        better = score * self._sign > self._best * self._sign
         if better:
+            self._best = score
             trainer.save_checkpoint(self.best)
         trainer.save_checkpoint(self.last)
 

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from nmsparsity.integrations.lightning import SparsityCallback
-from nmsparsity.tasks.arguments import settings, train_parser
-from nmsparsity.tasks.classification import ClassificationTask
-from nmsparsity.tasks.data import ImageData
+from nmsparsity.tasks.arguments import attach, settings, train_parser
+from nmsparsity.tasks.checkpoint import Checkpoint
 from nmsparsity.tasks.history import History
+from nmsparsity.tasks.kinds import kind, named_in
+from nmsparsity.tasks.kinds.base import Kind
 from nmsparsity.tasks.run_folder import RunFolder, check_whole
+from nmsparsity.tasks.task import Task
 
 STOPPED = 143
 """The exit status of a training that was told to stop by SIGTERM, as shells report it."""
@@ -36,14 +38,16 @@ class Run:
     """A training that is ready to start.
 
     Attributes:
+        kind: of task it is.
         folder: where it is written.
         resume: the checkpoint it goes on from, if any.
         finished: the result, if this very training was finished before.
         trying: for a step or two (``fast_dev_run``), and nothing is written.
     """
 
-    task: ClassificationTask
-    data: ImageData
+    kind: Kind
+    task: Task
+    data: LightningDataModule
     sparsity: SparsityCallback
     history: History
     trainer: Trainer
@@ -61,7 +65,7 @@ class Run:
         if self.finished is not None:
             return self.finished
         if not self.trying:
-            self.folder.write_config()
+            self.folder.write_config(self.task.attachments())
         resume = None if self.resume is None else str(self.resume)
         try:
             self.trainer.fit(self.task, datamodule=self.data, ckpt_path=resume)
@@ -75,7 +79,7 @@ class Run:
         return result
 
     def result(self) -> dict[str, Any]:
-        """Last and best accuracy, density, SAD, seconds of training."""
+        """The task's own metrics, density, SAD, seconds of training."""
         last = self.history.rows[-1] if self.history.rows else {}
         report = self.sparsity.sparsifier.report() if self.sparsity.sparsifier else None
         rows = [row for row in report.rows if not row.repeats] if report else []
@@ -83,8 +87,7 @@ class Run:
         kept = sum(row.density * row.size for row in rows)
         return {
             "epochs": self.trainer.current_epoch,
-            **self.task.counted,
-            "best_top1": self.task.best_top1,
+            **self.task.result(),
             "method": self.sparsity.method,
             "pattern": self.sparsity.pattern,
             "density": kept / weights if weights else 1.0,
@@ -104,12 +107,15 @@ def prepare(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> Run
     Raises:
         ValueError: for settings that contradict each other or the run folder.
     """
-    parser = train_parser()
+    name = named_in(arguments)
+    parser, its = train_parser(name), kind(name)
     config = parser.parse_args(list(arguments))
-    folder = RunFolder(_folder(config), settings(parser, config))
+    folder = RunFolder(_folder(config), settings(parser, config), its.monitor, its.mode)
     resume = _checkpoint(config, folder)
     finished = folder.result() if config.ckpt_path is None else None
     seed_everything(config.seed, workers=True, verbose=False)
+    if resume is not None:
+        attach(config, Checkpoint.read(resume).attachments, its)
     built = parser.instantiate(config)
     trying = bool(config.trainer.fast_dev_run)
     history = History(None if trying else folder.path / "history.csv")
@@ -117,7 +123,16 @@ def prepare(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> Run
     options = {**vars(built.trainer), "callbacks": ours}
     trainer = Trainer(**options, default_root_dir=folder.path)
     return Run(
-        built.task, built.data, built.sparsity, history, trainer, folder, resume, finished, trying
+        kind=its,
+        task=built.task,
+        data=built.data,
+        sparsity=built.sparsity,
+        history=history,
+        trainer=trainer,
+        folder=folder,
+        resume=resume,
+        finished=finished,
+        trying=trying,
     )
 
 

@@ -1,0 +1,61 @@
+"""Task: a network, its loss and its metrics; what every kind of task has."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from nmsparsity.tasks.checkpoint import Checkpoint
+
+
+class Task(LightningModule):
+    """A LightningModule that counts its answers on the whole validation set.
+
+    Precision, clipping, accumulation and devices are the Trainer's; sparsity is the
+    `SparsityCallback`'s.
+
+    Args:
+        init_from: a checkpoint, packed file or run folder whose weights to start from.
+
+    Attributes:
+        model: the network; its weights are what files hold.
+        counted: the metrics of the last validation, over all processes.
+    """
+
+    model: nn.Module
+
+    def __init__(self, init_from: str | None = None) -> None:
+        super().__init__()
+        self.init_from = init_from
+        self.counted: dict[str, float] = {}
+
+    def setup(self, stage: str) -> None:
+        """Load ``init_from`` once, before sparsity sets in and before a resume overwrites it."""
+        if stage == "fit" and self.init_from:
+            Checkpoint.read(self.init_from).load_into(self.model)
+
+    @abstractmethod
+    def result(self) -> dict[str, Any]:
+        """What a finished training says about its validations."""
+
+    def attachments(self) -> dict[str, str]:
+        """Texts without which the weights are of no use, by file name; none by default.
+
+        They are written into the run folder, travel in every checkpoint and packed file, and come
+        back as the argument ``attached`` of task and data, where these have one.
+        """
+        return {}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["counted"] = self.counted
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.counted = checkpoint.get("counted", {})
+
+    def _add_up(self, counts: Tensor) -> Tensor:
+        """The sum over all processes; every one of them has to ask for it."""
+        total: Tensor = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        return total
