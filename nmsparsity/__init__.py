@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nmsparsity.bench import benchmark
     from nmsparsity.compression import compress, compressed_report, decompress
     from nmsparsity.layout import Layout
     from nmsparsity.methods import Method, method
@@ -27,6 +28,7 @@ __all__ = [
     "Report",
     "Sparsifier",
     "Telemetry",
+    "benchmark",
     "compress",
     "compressed_report",
     "decompress",
@@ -46,6 +48,7 @@ _HOME = {
     "Report": "report",
     "Sparsifier": "sparsifier",
     "Telemetry": "telemetry",
+    "benchmark": "bench",
     "compress": "compression",
     "compressed_report": "compression",
     "decompress": "compression",

@@ -1,4 +1,4 @@
-"""The command line: ``nmsparsity train | evaluate | inspect | pack``."""
+"""The command line: ``nmsparsity train | evaluate | inspect | pack | bench``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ Train, check and store neural networks in which at most N of every M weights are
   evaluate  count a trained network's answers on the whole validation set
   inspect   the per-layer table of any checkpoint or packed file: pattern, density, bytes
   pack      write a checkpoint as one packed file, loss-free
+  bench     measure a packed model against dense engines: latency, memory, error
 
 A first tour, with the images that come with the repository:
 
@@ -25,6 +26,7 @@ A first tour, with the images that come with the repository:
   nmsparsity pack runs/first -o first.safetensors
   nmsparsity inspect first.safetensors
   nmsparsity evaluate first.safetensors
+  nmsparsity bench first.safetensors --batch 64
 
 Every command has its own --help. --kind, or kind: in a recipe, says which task it is of:
 classification (the default). Data sets are looked for in --data.root, else in the folder that
@@ -118,11 +120,19 @@ def pack(words: list[str]) -> int:
     return 0
 
 
+def bench(words: list[str]) -> int:
+    from nmsparsity.bench.command import run
+
+    run(words)
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "inspect": inspect,
     "pack": pack,
+    "bench": bench,
 }
 
 if __name__ == "__main__":

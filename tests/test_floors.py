@@ -30,10 +30,11 @@ FLOORS = [
     {"compression"},
     {"integrations"},
     {"tasks"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 ]
-ABOVE_THE_CORE = {"integrations", "tasks", "cli", "__main__"}
+ABOVE_THE_CORE = {"integrations", "tasks", "bench", "cli", "__main__"}
 CORE_NEEDS = {"torch", "numpy", "safetensors"}
 ONE_USE = {"plots": {"matplotlib"}}
 

@@ -1,0 +1,228 @@
+"""A model packed and dense, by several engines, in turns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nmsparsity.bench.engines import ENGINES, Run, last
+from nmsparsity.bench.flat import call, tensors
+from nmsparsity.bench.memory import Footprint, footprint
+from nmsparsity.bench.progress import Progress
+from nmsparsity.bench.result import Benchmark, Row
+from nmsparsity.bench.rounds import interleaved
+from nmsparsity.compression import CompressedReport, compress, compressed_report, decompress
+from nmsparsity.compression.eligible import eligible
+from nmsparsity.pattern import Pattern
+from nmsparsity.promises import declare, declared
+from nmsparsity.pruning import prune
+from nmsparsity.sites import sites, unwrap
+
+ALL = ("torch", "channels_last", "compile", "onnxruntime", "openvino")
+
+
+@torch.no_grad()
+def benchmark(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    patterns: str | Pattern | Sequence[str | Pattern] = (),
+    against: Sequence[str] = ALL,
+    threads: int | None = None,
+    rounds: int = 15,
+    backend: str = "auto",
+    name: str | None = None,
+) -> Benchmark:
+    """Measure a model packed against dense engines with the same weights; the model is unchanged.
+
+    All engines are in this process and take turns, so that a slow moment hits all of them; medians
+    are compared. Every engine has the same number of threads. In the same run all outputs are
+    compared with those of dense torch.
+
+    Args:
+        model: with N:M weights, or one that `nmsparsity.compress` made; put in eval mode.
+        inputs: a tuple of arguments, a mapping of named ones, or anything else as the one
+            argument. The model must not write into them.
+        patterns: prune copies of the model by magnitude to these patterns and measure each: to
+            know what would be gained before anything is trained. None: the weights as they are.
+        against: names of engines; ``"torch"`` always runs. What is not installed or cannot run
+            the model is named in the result, with the reason.
+        threads: of every engine; default `torch.get_num_threads`. ``torch.set_num_threads`` is
+            set for the while.
+        rounds: turns of each engine.
+        backend: as for `nmsparsity.compress`.
+        name: of the model in the result; default its class.
+
+    Raises:
+        ValueError: when no weight is N:M and no patterns are given, and for unknown engines.
+
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    >>> found = benchmark(model, torch.randn(16, 64), patterns="2:4", against=["torch"], rounds=1)
+    >>> [row.name for row in found.rows]
+    ['torch', '2:4']
+    >>> found["2:4"].error < 1e-4
+    True
+    """
+    engines = [ENGINES[engine] for engine in dict.fromkeys(("torch", *against))]
+    threads = torch.get_num_threads() if threads is None else threads
+    asked = [patterns] if isinstance(patterns, str | Pattern) else list(patterns)
+    subjects = _subjects(unwrap(model), asked)
+    with _threads(threads), Progress(rounds) as progress:
+        work = _Work(inputs, threads, backend, "channels_last" in against, progress)
+        for engine in engines:
+            work.dense(engine.name, next(iter(subjects.values()))[0])
+        for subject, (dense, packed) in subjects.items():
+            work.packed(subject, dense, packed)
+        final = len(work.runs)
+        progress.total = rounds * final
+        times = interleaved(work.runs, rounds, progress.step)
+    rows = [
+        Row(row, row in work.layers, its, work.memory[row], work.errors[row])
+        for row, its in times.items()
+    ]
+    batch = tensors(inputs)[0].shape[0] if tensors(inputs)[0].dim() else 1
+    title = name or type(unwrap(model)).__name__
+    return Benchmark(title, batch, threads, rounds, rows, work.missing, work.layers)
+
+
+class _Work:
+    """Engines started one after the other, with what is seen of them on the way."""
+
+    def __init__(
+        self, inputs: Any, threads: int, backend: str, also_last: bool, progress: Progress
+    ) -> None:
+        self.inputs, self.threads, self.backend = inputs, threads, backend
+        self.also_last = also_last and any(x.dim() == 4 for x in tensors(inputs))
+        self.progress = progress
+        self.runs: dict[str, Run] = {}
+        self.memory: dict[str, Footprint] = {}
+        self.errors: dict[str, float] = {}
+        self.missing: dict[str, str] = {}
+        self.layers: dict[str, CompressedReport] = {}
+
+    def dense(self, name: str, model: nn.Module) -> None:
+        """Start a dense engine; where that fails, note why."""
+        self.progress.say(f"starting {name}")
+        engine = ENGINES[name]
+        if (why := engine.missing()) is not None:
+            self.missing[name] = why
+            return
+        expected = call(model, self.inputs)
+        try:
+            engine.load()
+            run, grown = footprint(
+                lambda: engine.start(model, self.inputs, self.threads), lambda run: run()
+            )
+            self._note(name, run, grown, expected)
+        except Exception as error:  # What a foreign engine does with a model is beyond any list.
+            said = str(error).strip().partition("\n")[0]
+            self.missing[name] = f"{type(error).__name__}: {said:.200}"
+
+    def packed(self, name: str, dense: nn.Module, packed: nn.Module | None) -> None:
+        """Pack a model, unless it is, and start it; with images in both memory formats."""
+        expected = call(dense, self.inputs)
+        forms = {name: self.inputs}
+        if packed is None and self.also_last:
+            forms[f"{name} channels_last"] = last(self.inputs)
+        for form, inputs in forms.items():
+            self.progress.say(f"packing {form}")
+            made = packed
+            if made is None:
+                given = dense if inputs is self.inputs else _last(dense)
+                made = compress(given, inputs, backend=self.backend)
+            self.layers[form] = compressed_report(made)
+            run, grown = footprint(lambda m=made, x=inputs: _copied(m, x), lambda run: run())  # type: ignore[misc]
+            self._note(form, run, grown, expected)
+
+    def _note(self, name: str, run: Run, grown: Footprint, expected: Any) -> None:
+        self.errors[name] = error(run(), expected)
+        self.runs[name], self.memory[name] = run, grown
+
+
+def error(given: Any, expected: Any) -> float:
+    """The largest difference of two outputs, relative to the largest that is expected.
+
+    >>> error([torch.tensor([1.0, 4.4])], torch.tensor([1.0, 4.0]))  # doctest: +ELLIPSIS
+    0.1...
+
+    Raises:
+        ValueError: when they are not as many tensors of the same shapes.
+    """
+    ours, theirs = (
+        [x.double() for x in tensors(value) if x.is_floating_point()] for value in (given, expected)
+    )
+    shapes = [[list(x.shape) for x in values] for values in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"outputs of shapes {shapes[0]}, dense torch has {shapes[1]}")
+    pairs = [(x, y) for x, y in zip(ours, theirs, strict=True) if x.numel()]
+    return max((_relative(x, y) for x, y in pairs), default=0.0)
+
+
+def _relative(x: Tensor, y: Tensor) -> float:
+    scale = float(y.abs().max())
+    return float((x - y).abs().max()) / (scale or 1.0)
+
+
+def _subjects(
+    model: nn.Module, patterns: Sequence[str | Pattern]
+) -> dict[str, tuple[nn.Module, nn.Module | None]]:
+    """What to measure by the name of its row: dense, and packed where it is already."""
+    if _is_compressed(model):
+        if patterns:
+            raise ValueError("patterns: the model is packed already, and packed weights stay")
+        return {"packed": (decompress(model).eval(), model)}
+    if not patterns:
+        try:
+            eligible(model, None, None)
+        except ValueError as error:
+            raise ValueError(f"{error}; or give a pattern to prune copies to") from None
+        return {"packed": (_copy(model), None)}
+    subjects: dict[str, tuple[nn.Module, nn.Module | None]] = {}
+    for pattern in patterns:
+        pruned = _copy(model)
+        prune(pruned, pattern)
+        subjects[str(pattern)] = (pruned, None)
+    return subjects
+
+
+def _is_compressed(model: nn.Module) -> bool:
+    try:
+        compressed_report(model)
+    except ValueError:
+        return False
+    return True
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """In eval mode, its weights promised to the same patterns."""
+    known, copied = declared(), copy.deepcopy(model).eval()
+    for site, of_copy in zip(sites(model), sites(copied), strict=True):
+        if (pattern := known.get(id(site.parameter))) is not None:
+            declare({of_copy: pattern})
+    return copied
+
+
+def _last(model: nn.Module) -> nn.Module:
+    return _copy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _copied(model: nn.Module, inputs: Any) -> Run:
+    copied = copy.deepcopy(model)
+    return lambda: call(copied, inputs)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    if count < 1:
+        raise ValueError(f"threads {count}: want 1 or more")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,80 @@
+"""Times of calls that take turns, so that a slow moment hits all of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+
+_LEAST = 2e-3  # seconds: shorter calls are repeated within their turn
+
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call, one number a turn.
+
+    >>> times = Times((3.0, 1.0, 2.0, 4.0, 10.0))
+    >>> times.median, times.low, times.high
+    (3.0, 2.0, 4.0)
+    """
+
+    turns: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.turns)
+
+    @property
+    def low(self) -> float:
+        """The first quartile: a quarter of the turns were faster."""
+        return self._quartiles()[0]
+
+    @property
+    def high(self) -> float:
+        """The third quartile: a quarter of the turns were slower."""
+        return self._quartiles()[2]
+
+    def _quartiles(self) -> list[float]:
+        if len(self.turns) == 1:
+            return [self.turns[0]] * 3
+        return statistics.quantiles(self.turns, n=4, method="inclusive")
+
+
+def interleaved(
+    runs: Mapping[str, Run], rounds: int, tick: Callable[[str], None] = lambda name: None
+) -> dict[str, Times]:
+    """Let calls take turns: A, B, C, A, B, C, ...; each is called twice before, unmeasured.
+
+    Args:
+        runs: calls by name.
+        rounds: how many turns each has; one turn lasts 2 ms at least.
+        tick: is told whose turn has ended.
+
+    Raises:
+        ValueError: for fewer than one round.
+
+    >>> {name: len(times.turns) for name, times in interleaved({"a": int, "b": int}, 3).items()}
+    {'a': 3, 'b': 3}
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds {rounds}: want 1 or more")
+    repeats = {}
+    for name, run in runs.items():
+        run()
+        repeats[name] = max(1, int(_LEAST / max(_seconds(run, 1), 1e-9)))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(_seconds(run, repeats[name]))
+            tick(name)
+    return {name: Times(tuple(turns)) for name, turns in times.items()}
+
+
+def _seconds(run: Run, repeats: int) -> float:
+    start = perf_counter()
+    for _ in range(repeats):
+        run()
+    return (perf_counter() - start) / repeats
