@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -197,6 +199,49 @@ def test_activations_are_exact_to_rounding(isa):
     for name, activation in ACTIVATIONS.items():
         found = kernel.run(problem, tiles, x, None, name)
         assert_close(found.double(), activation(x.double()), rtol=3e-6, atol=3e-7)
+
+
+def test_what_is_kept_between_calls_is_not_mixed_up(isa):
+    """Shapes, formats, epilogues and instruction sets in turn, from two threads at once."""
+    torch.manual_seed(0)
+    problem = Problem("conv2d", (16, 16, 3, 3), nm.Pattern(2, 4), torch.float32, padding=(1, 1))
+    kernel, weight = NativeKernel(), pruned((16, 16, 3, 3), nm.Pattern(2, 4))
+    packed, bias = PackedWeight.pack(weight, problem.pattern), torch.randn(16)
+    tiles, call = kernel.tile(problem, packed), kernel.prepare(problem)
+    cases = []
+    for shape in [(1, 16, 5, 5), (2, 16, 5, 5), (1, 16, 7, 3), (0, 16, 5, 5)]:
+        for form in (torch.contiguous_format, torch.channels_last):
+            for activation in ("none", "relu"):
+                x = torch.randn(shape).contiguous(memory_format=form)
+                for rest in ((None, activation), (bias, activation, torch.randn_like(x))):
+                    expected = kernel.run(problem, tiles, x, *rest)
+                    cases.append((x, rest, expected))
+
+    def all_right(order):
+        for number in order:
+            x, rest, expected = cases[number]
+            found = call(tiles, x, *rest)
+            if not (torch.equal(found, expected) and found.stride() == expected.stride()):
+                return False
+        return True
+
+    orders = [torch.randint(len(cases), (400,)).tolist() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(all_right, orders))
+    other = next(name for name in (*native.isas(), "") if name != isa)
+    native.choose(other)
+    if lanes() != tiles[0].shape[2]:
+        with pytest.raises(ValueError, match="load its state_dict here"):
+            call(tiles, cases[0][0])
+
+
+def test_what_is_kept_for_many_lengths_is_bounded():
+    problem = Problem("linear", (16, 16), nm.Pattern(2, 4), torch.float32)
+    kernel, call = NativeKernel(), NativeKernel().prepare(problem)
+    tiles = kernel.tile(problem, PackedWeight.pack(torch.zeros(16, 16), problem.pattern))
+    for length in range(200):
+        assert call(tiles, torch.zeros(length, 16)).shape == (length, 16)
+    assert len(call._known) <= 64
 
 
 def test_what_it_refuses_and_why():

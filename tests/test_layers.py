@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
 import nmsparsity as nm
+from nmsparsity.kernels import KERNELS
 from nmsparsity.layers import PackedConv2d, PackedLayer, PackedLinear, pack, why_not
 from nmsparsity.pattern import Pattern
 from nmsparsity.sites import sites
@@ -270,6 +273,46 @@ def test_a_compressed_model_is_compiled_and_exported() -> None:
     expected = model(x)
     assert_close(torch.compile(packed, fullgraph=True, backend="eager")(x), expected)
     assert_close(torch.export.export(packed, (x,)).module()(x), expected)
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")
+@pytest.mark.parametrize("kernel", ["reference", "native"])
+def test_nothing_is_lost_behind_a_trace_or_a_gradient(kernel: str) -> None:
+    if KERNELS[kernel].refuses(made("linear")[1].problem) is not None:
+        pytest.skip("no native library")
+    torch.manual_seed(0)
+    plain = sparse(nn.Linear(16, 8))
+    packed, x = pack(plain, Pattern(2, 4), kernel=kernel, activation="relu"), torch.randn(3, 16)
+    expected = plain(x).relu()
+    with torch.no_grad():
+        traced = torch.jit.trace(packed, x)
+        assert_close(traced(x), expected)
+        assert_close(traced(2 * x), plain(2 * x).relu())
+        assert_close(make_fx(packed)(x)(2 * x), plain(2 * x).relu())
+        assert_close(packed(nn.Parameter(x)), expected)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        assert packed(mode.from_tensor(x)).shape == (3, 8)
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(packed(x).sum(), x)
+    (wanted,) = torch.autograd.grad(plain(x).relu().sum(), x)
+    assert_close(grad, wanted)
+    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+    assert_close(torch.autograd.grad(compiled(x).sum(), x)[0], wanted)
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        assert packed(x).is_inference()
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_under_autocast_it_computes_in_the_dtype_of_its_weight(mode: str) -> None:
+    plain, packed, x = made("linear")
+    call: Any = packed
+    if mode == "compiled":
+        call = torch.compile(packed, fullgraph=True, backend="eager")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = call(x.bfloat16())
+    assert_close(found, plain(x.bfloat16().float()).detach())
     torch._dynamo.reset()
 
 

@@ -315,11 +315,14 @@ def test_what_the_kernel_refuses():
 @pytest.fixture
 def fresh(monkeypatch):
     """As in a new process: nothing is loaded yet."""
+    kept = (library._library, library.isa, library.lanes)
     monkeypatch.delenv("NMSPARSITY_ISA", raising=False)
-    library._library.cache_clear()
+    for function in kept:
+        function.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
-    library._library.cache_clear()
+    for function in kept:
+        function.cache_clear()
 
 
 def test_without_the_library_there_is_one_warning(fresh):

@@ -4,7 +4,8 @@ from nmsparsity.kernels.base import KERNELS, Kernel, kernel
 
 # One import line for every backend; the order does not matter, `Kernel.priority` does.
 from nmsparsity.kernels.native import NativeKernel
+from nmsparsity.kernels.op import apply
 from nmsparsity.kernels.problem import Problem
 from nmsparsity.kernels.reference import ReferenceKernel
 
-__all__ = ["KERNELS", "Kernel", "NativeKernel", "Problem", "ReferenceKernel", "kernel"]
+__all__ = ["KERNELS", "Kernel", "NativeKernel", "Problem", "ReferenceKernel", "apply", "kernel"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -64,6 +64,19 @@ class Kernel(ABC):
             activation: a key of `nmsparsity.kernels.epilogue.ACTIVATIONS`.
             residual: of the shape, dtype and format of the result.
         """
+
+    def prepare(self, problem: Problem) -> Callable[..., Tensor]:
+        """`run` for many calls of one layer: the same but for the first argument.
+
+        It refuses an input that does not fit by a ValueError that names the layer. What it keeps
+        between calls must be safe to use from several threads.
+        """
+
+        def call(tiles: Sequence[Tensor], x: Tensor, *rest: Any) -> Tensor:
+            problem.output_shape(x.shape)
+            return self.run(problem, tiles, x, *rest)
+
+        return call
 
 
 def kernel(cls: type[K]) -> type[K]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from struct import Struct
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +16,13 @@ from nmsparsity.kernels.base import Kernel, kernel
 from nmsparsity.kernels.plan import Planner
 from nmsparsity.kernels.problem import Problem, memory_format
 from nmsparsity.kernels.tiles import make_tiles, read_tiles, windows_of
-from nmsparsity.native.library import lanes, multiply
+from nmsparsity.native.library import isa, lanes, multiply
 from nmsparsity.native.product import Product
 from nmsparsity.packed.weight import PackedWeight
 
 _ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+_POINTERS = Struct("6P")  # those that Product begins with
+_MOST = 64  # input shapes to keep: text has many lengths
 
 
 @kernel
@@ -68,34 +74,83 @@ class NativeKernel(Kernel):
         activation: str = "none",
         residual: Tensor | None = None,
     ) -> Tensor:
-        self._check(problem, tiles, x)
-        form = memory_format(x)
-        shape = problem.output_shape(x.shape)
-        y = torch.empty(shape, dtype=x.dtype, memory_format=form)
+        return _Calls(problem, self._planner)(tiles, x, bias, activation, residual)
+
+    def prepare(self, problem: Problem) -> Callable[..., Tensor]:
+        """`run` that keeps what it has worked out for an input shape."""
+        return _Calls(problem, self._planner)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is fixed about the calls with one input shape: all but where the numbers are."""
+
+    product: Product
+    reference: Any
+    shape: tuple[int, ...]
+    form: torch.memory_format
+
+
+class _Calls:
+    """The calls of one layer."""
+
+    def __init__(self, problem: Problem, planner: Planner) -> None:
+        self._problem, self._planner = problem, planner
+        self._known: dict[object, _Ready] = {}
+
+    def __call__(
+        self,
+        tiles: Sequence[Tensor],
+        x: Tensor,
+        bias: Tensor | None = None,
+        activation: str = "none",
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        values, places = tiles
+        if not (x.is_cpu and values.is_cpu and places.is_cpu):
+            raise ValueError(
+                f"layer {self._problem.name!r}: the native kernel runs on the CPU, the input is on "
+                f"{x.device} and the weight on {values.device}; decompress the model to move it"
+            )
+        plain, alone = x.is_contiguous(), residual is None
+        key = (x.shape, plain, activation, alone, torch.get_num_threads(), isa())
+        # Taken out while it is in use: another thread finds nothing and makes its own.
+        ready = self._known.pop(key, None) or self._ready(tiles, x, activation)
+        y = torch.empty(ready.shape, memory_format=ready.form, dtype=torch.float32)
         if not y.numel():
             return y
-        last = problem.kind == "linear" or form == torch.channels_last
-        product = _product(problem, tiles, x.shape, shape, last)
-        product.x, product.y = x.data_ptr(), y.data_ptr()
-        product.bias = None if bias is None else bias.data_ptr()
-        product.residual = None if residual is None else residual.data_ptr()
-        product.activation = _ACTIVATIONS.index(activation)
-        key = (problem, product.slots, last, activation, residual is None)
-        self._planner.plan(key, product, tiles[0].shape[2]).set(product)
-        multiply(product)
+        _POINTERS.pack_into(
+            ready.product,
+            0,
+            values.data_ptr(),
+            places.data_ptr(),
+            x.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            0 if residual is None else residual.data_ptr(),
+            y.data_ptr(),
+        )
+        if not ready.product.vectors:
+            last = self._problem.kind == "linear" or not plain
+            plan_key = (self._problem, ready.product.slots, last, activation, alone)
+            self._planner.plan(plan_key, ready.product, values.shape[2]).set(ready.product)
+        multiply(ready.reference)
+        self._known[key] = ready
         return y
 
-    def _check(self, problem: Problem, tiles: Sequence[Tensor], x: Tensor) -> None:
-        if any(not tensor.is_cpu for tensor in (x, *tiles)):
-            raise ValueError(
-                f"layer {problem.name!r}: the native kernel runs on the CPU, the input is on "
-                f"{x.device} and the weight on {tiles[0].device}; decompress the model to move it"
-            )
+    def _ready(self, tiles: Sequence[Tensor], x: Tensor, activation: str) -> _Ready:
+        problem, form = self._problem, memory_format(x)
         if tiles[0].shape[2] != lanes():
             raise ValueError(
                 f"layer {problem.name!r}: its weight is laid out for {tiles[0].shape[2]} lanes, "
-                f"instruction set {native.isa()!r} has {lanes()}; load its state_dict here"
+                f"instruction set {isa()!r} has {lanes()}; load its state_dict here"
             )
+        shape = problem.output_shape(x.shape)
+        last = problem.kind == "linear" or form == torch.channels_last
+        product = _product(problem, tiles, x.shape, shape, last)
+        product.activation = _ACTIVATIONS.index(activation)
+        if len(self._known) >= _MOST:
+            self._known.clear()
+        return _Ready(product, ctypes.byref(product), shape, form)
 
 
 def _product(

@@ -1,14 +1,35 @@
-"""The operator that compilers and exporters see in place of a kernel's Python."""
+"""The operator that compilers, tracers and autograd see in place of a kernel's Python."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import Parameter
 
-from nmsparsity.kernels.base import KERNELS
+from nmsparsity.kernels.base import KERNELS, Kernel
+from nmsparsity.kernels.gradient import gradients
 from nmsparsity.kernels.problem import Problem, memory_format
+
+_PLAIN = (Tensor, Parameter)
+
+
+def watched(x: Tensor, residual: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether a call must be an operator: it is compiled, traced or differentiated.
+
+    The kernels themselves write to memory behind torch's back: a trace would hold an empty tensor,
+    and a gradient would be cut.
+    """
+    if torch.compiler.is_compiling() or type(x) not in _PLAIN:
+        return True
+    if torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack():
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    return any(t is not None and t.requires_grad for t in (x, residual, bias))
 
 
 def _run(
@@ -20,8 +41,12 @@ def _run(
     kernel: str,
     activation: str,
 ) -> Tensor:
-    known = Problem.from_string(problem)
-    return KERNELS[kernel].run(known, tiles, x, bias, activation, residual)
+    return _prepared(KERNELS[kernel], problem)(tiles, x, bias, activation, residual)
+
+
+@lru_cache(maxsize=1024)
+def _prepared(kernel: Kernel, problem: str) -> Callable[..., Tensor]:
+    return kernel.prepare(Problem.from_string(problem))
 
 
 def _fake(
@@ -38,15 +63,47 @@ def _fake(
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
-_SCHEMA = (
-    "(Tensor x, Tensor[] tiles, Tensor? bias, Tensor? residual, str problem, str kernel, "
-    "str activation) -> Tensor"
+def _unpack(tiles: Sequence[Tensor], problem: str, kernel: str) -> Tensor:
+    """The dense weight, on the device of its tiles."""
+    return KERNELS[kernel].untile(Problem.from_string(problem), tiles).unpack().to(tiles[0].device)
+
+
+def _fake_weight(tiles: Sequence[Tensor], problem: str, kernel: str) -> Tensor:
+    known = Problem.from_string(problem)
+    return torch.empty(known.shape, dtype=known.dtype, device=tiles[0].device)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, tiles, bias, residual, *ctx.names = inputs
+    ctx.save_for_backward(x, bias, residual, *tiles)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """Gradients of input, bias and residual; the packed weight has none."""
+    x, bias, residual, *tiles = ctx.saved_tensors
+    problem, kernel, activation = ctx.names
+    dense = weight(tiles, problem, kernel)
+    known = Problem.from_string(problem)
+    wanted = (ctx.needs_input_grad[0], bias is not None and bias.requires_grad)
+    found = gradients(known, dense, x, bias, activation, residual, grad, wanted)
+    return (found[0], [None] * len(tiles), *found[1:], None, None, None)
+
+
+_ARGUMENTS = "Tensor[] tiles, Tensor? bias, Tensor? residual, str problem, str kernel"
+_SCHEMA = f"(Tensor x, {_ARGUMENTS}, str activation) -> Tensor"
+_WEIGHT_SCHEMA = "(Tensor[] tiles, str problem, str kernel) -> Tensor"
+
+weight = torch.library.custom_op(
+    "nmsparsity::weight", _unpack, mutates_args=(), schema=_WEIGHT_SCHEMA
 )
+"""``nmsparsity::weight``: the dense weight of a packed layer, for gradients."""
+weight.register_fake(_fake_weight)
 
 apply = torch.library.custom_op("nmsparsity::apply", _run, mutates_args=(), schema=_SCHEMA)
 """``nmsparsity::apply``: `Kernel.run` as one operator of torch.
 
-In eager mode layers call the kernel itself, since an operator written in Python costs tens of
-microseconds a call; under ``torch.compile`` and ``torch.export`` they call this.
+Layers call it where somebody is `watched`; else they call the kernel itself, since an operator
+written in Python costs tens of microseconds a call.
 """
 apply.register_fake(_fake)
+apply.register_autograd(_backward, setup_context=_keep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,7 +60,9 @@ class ReferenceKernel(Kernel):
         residual: Tensor | None = None,
     ) -> Tensor:
         weight = self.untile(problem, tiles).unpack().to(x.device)
-        return finish(multiply(problem, weight, x, bias), activation, residual)
+        # Autocast would compute in another dtype than the weight has, as no other kernel does.
+        with torch.autocast(x.device.type, enabled=False):
+            return finish(multiply(problem, weight, x, bias), activation, residual)
 
 
 def multiply(problem: Problem, weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from nmsparsity.kernels.base import KERNELS, Kernel
 from nmsparsity.kernels.epilogue import check_activation, finish
-from nmsparsity.kernels.op import apply
+from nmsparsity.kernels.op import apply, watched
 from nmsparsity.kernels.problem import Problem, memory_format
 from nmsparsity.layers.plain import restore, skeleton
 from nmsparsity.layers.stored import KEYS, from_state, to_state
 from nmsparsity.packed.weight import PackedWeight
+
+_REMADE = ("_tile_names", "_buffers", "_run")  # not copied and pickled: made of the weight
 
 
 class PackedLayer(nn.Module):
@@ -98,20 +100,23 @@ class PackedLayer(nn.Module):
 
         A residual of another shape or dtype is broadcast and promoted as torch does it.
         """
-        shape = self.problem.output_shape(x.shape)
-        if x.dtype != self.problem.dtype:
-            raise ValueError(
-                f"layer {self.problem.name!r}: an input of {x.dtype}, want {self.problem.dtype}: "
-                "cast the input, or the model before it is compressed; autocast does not reach "
-                "packed weights"
-            )
-        form = memory_format(x)
-        x = x if x.is_contiguous() else x.contiguous(memory_format=form)
+        x = self._accepted(x)
         if residual is None:
             return self._call(x, None, activation)
-        if not _fits(residual, shape, x.dtype):
+        if not _fits(residual, self.problem.output_shape(x.shape), x.dtype):
             return finish(self._call(x, None, "none"), activation, residual)
-        return self._call(x, residual.contiguous(memory_format=form), activation)
+        return self._call(x, residual.contiguous(memory_format=memory_format(x)), activation)
+
+    def _accepted(self, x: Tensor) -> Tensor:
+        """The input, contiguous or ``channels_last``; under autocast in the weight's dtype."""
+        if x.dtype is not self.problem.dtype:
+            if not torch.is_autocast_enabled(x.device.type):
+                raise ValueError(
+                    f"layer {self.problem.name!r}: an input of {x.dtype}, want "
+                    f"{self.problem.dtype}: cast the input, or the model before it is compressed"
+                )
+            x = x.to(self.problem.dtype)
+        return x if x.is_contiguous() else x.contiguous(memory_format=memory_format(x))
 
     def lifted(self, x: Tensor, residual: Tensor | None, *dims: int) -> Tensor:
         """`multiply` of an input that lacks these dimensions; the result lacks them too."""
@@ -126,11 +131,12 @@ class PackedLayer(nn.Module):
         return result if fits else finish(result, self.activation, residual)
 
     def _call(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
-        bias, tiles = self._parameters["bias"], self.tiles
-        if torch.compiler.is_compiling():
+        bias, buffers = self._parameters["bias"], self._buffers
+        tiles = [buffers[name] for name in self._tile_names]
+        if watched(x, residual, bias):
             names = (self._text, self.kernel_name, activation)
-            return apply(x, list(tiles), bias, residual, *names)  # type: ignore[no-any-return]
-        return KERNELS[self.kernel_name].run(self.problem, tiles, x, bias, activation, residual)
+            return apply(x, tiles, bias, residual, *names)  # type: ignore[no-any-return]
+        return self._run(tiles, x, bias, activation, residual)
 
     def _tile(self, problem: Problem, weight: PackedWeight) -> None:
         """Take on a weight, in place."""
@@ -142,6 +148,7 @@ class PackedLayer(nn.Module):
         for name in self.__dict__.get("_tile_names", ()):
             del self._buffers[name]
         self.problem, self._text = problem, problem.to_string()
+        self._run = self.kernel.prepare(problem)
         tiles = self.kernel.tile(problem, weight)
         self._tile_names = tuple(f"tile{number}" for number in range(len(tiles)))
         for name, tile in zip(self._tile_names, tiles, strict=True):
@@ -167,7 +174,7 @@ class PackedLayer(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         tiles = set(self._tile_names)
         buffers = {name: b for name, b in self._buffers.items() if name not in tiles}
-        kept = {k: v for k, v in self.__dict__.items() if k not in ("_tile_names", "_buffers")}
+        kept = {k: v for k, v in self.__dict__.items() if k not in _REMADE}
         return {**kept, "_buffers": buffers, "_stored": self.packed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -216,8 +223,7 @@ def _has_rank(residual: object, rank: int) -> bool:
 
 
 def _fits(residual: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    same_rank = _has_rank(residual, len(shape))
-    return same_rank and residual.dtype == dtype and tuple(residual.shape) == shape
+    return isinstance(residual, Tensor) and residual.dtype is dtype and residual.shape == shape
 
 
 def _unsqueeze(x: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -45,6 +45,7 @@ def available() -> bool:
     return _library() is not None
 
 
+@cache
 def isa() -> str:
     """The instruction set in use: ``"avx512"``, ``"avx2"``, ``"portable"`` or ``"reference"``."""
     library = _library()
@@ -75,15 +76,21 @@ def choose(name: str) -> None:
     _choose(library, name)
 
 
+@cache
 def lanes() -> int:
     """Rows of a block of a packed weight, under the instruction set in use; 0 without a library."""
     library = _library()
     return 0 if library is None else int(library.nms_lanes())
 
 
-def multiply(product: Product) -> None:
-    """Write ``y``: every pointer must be good for the sizes, which are not checked again."""
-    call("nms_multiply", ctypes.byref(product))
+def multiply(product: Any) -> None:
+    """Write ``y`` of a `Product`, or of a reference to one, for which calls are cheaper.
+
+    Every pointer must be good for the sizes, which are not checked again.
+    """
+    status = _library().nms_multiply(product)  # type: ignore[union-attr]
+    if status:
+        raise RuntimeError(f"nms_multiply failed with status {status}: please report this")
 
 
 def call(function: str, *arguments: Any) -> None:
@@ -120,6 +127,7 @@ def _library() -> ctypes.CDLL | None:
         raise RuntimeError(f"{path} is of another version of nmsparsity: install it again")
     for function in (library.nms_project, library.nms_add_term):
         function.argtypes = (ctypes.POINTER(WeightStruct), ctypes.c_int64)
+    library.nms_multiply.argtypes = (ctypes.POINTER(Product),)
     library.nms_set_parallel_for.argtypes = (ctypes.c_void_p,)
     library.nms_set_parallel_for(_parallel_for())
     _choose(library, name)
@@ -128,6 +136,8 @@ def _library() -> ctypes.CDLL | None:
 
 def _choose(library: ctypes.CDLL, name: str) -> None:
     status = library.nms_choose(name.encode())
+    for kept in (isa, lanes):
+        kept.cache_clear()
     if status == -2:
         raise ValueError(f"instruction set {name!r}: want one of {', '.join(_ISAS)}")
     if status:
