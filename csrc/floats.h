@@ -63,7 +63,11 @@ NMS_INLINE void store_first(float* to, Floats value, std::int64_t count) {
 template <bool High, int... I>
 NMS_INLINE Floats interleave(Floats a, Floats b, std::integer_sequence<int, I...>) {
   constexpr int half = High ? lanes / 2 : 0;
+#if defined(__clang__) || __GNUC__ >= 12
   return __builtin_shufflevector(a, b, (half + I / 2 + (I % 2 ? lanes : 0))...);
+#else
+  return __builtin_shuffle(a, b, Words{(half + I / 2 + (I % 2 ? lanes : 0))...});
+#endif
 }
 
 // Rows become columns: log2(lanes) rounds of perfect shuffles.

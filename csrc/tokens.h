@@ -13,7 +13,9 @@ namespace {
 struct Window {
   Floats x;
   NMS_INLINE explicit Window(const float* from) : x(load_floats(from)) {}
-  NMS_INLINE Floats pick(Words places) const { return __builtin_shuffle(x, places); }
+  NMS_INLINE Floats pick(Words places) const {
+    return (Floats)_mm512_permutexvar_ps((__m512i)places, (__m512)x);
+  }
 };
 #elif defined(__AVX2__)
 struct Window {

@@ -376,6 +376,30 @@ def _tool(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ['PATH']}:{sysconfig.get_path('scripts')}")
 
 
+_FLAGS = {
+    "portable": (16, []),
+    "avx2": (32, ["--target=x86_64-linux-gnu", "-mavx2", "-mfma"]),
+    "avx512": (
+        64,
+        [
+            *("--target=x86_64-linux-gnu", "-mavx2", "-mfma"),
+            *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"),
+        ],
+    ),
+}
+
+
+@pytest.mark.skipif(not _tool("clang++"), reason="needs Clang")
+@pytest.mark.parametrize("isa", [*_FLAGS])
+def test_clang_takes_every_instruction_set(isa):
+    """GCC compiles what is installed here; on macOS it is Clang."""
+    width, flags = _FLAGS[isa]
+    defined = ("-std=c++17", "-Wall", "-Wno-psabi", "-DNMS_ISA=kernels", f"-DNMS_BYTES={width}")
+    command = [_tool("clang++"), "-fsyntax-only", *defined, *flags, ROOT / "csrc" / "isa.cpp"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.skipif(not (_tool("cmake") and _tool("c++")), reason="needs CMake and a compiler")
 def test_no_access_outside_a_weight(tmp_path):
     """csrc/tests/sanitize.cpp, under the address and undefined behaviour sanitizers."""

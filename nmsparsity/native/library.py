@@ -111,9 +111,9 @@ def _library() -> ctypes.CDLL | None:
     path = _find()
     if path is None:
         warnings.warn(
-            "nmsparsity was installed without its native kernel (was there a C++ compiler?): "
-            "masks are computed by torch, with the same result and slower; reinstall it with a "
-            "compiler, or set NMSPARSITY_ISA=reference to do without",
+            "nmsparsity was installed without its native kernels (they need GCC or Clang; MSVC "
+            "cannot compile them): torch does the work, with the same results and slower; install "
+            "it again with CXX=g++ or CXX=clang++, or set NMSPARSITY_ISA=reference to do without",
             RuntimeWarning,
             stacklevel=3,
         )
