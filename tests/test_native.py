@@ -394,7 +394,13 @@ _FLAGS = {
 def test_clang_takes_every_instruction_set(isa):
     """GCC compiles what is installed here; on macOS it is Clang."""
     width, flags = _FLAGS[isa]
-    defined = ("-std=c++17", "-Wall", "-Wno-psabi", "-DNMS_ISA=kernels", f"-DNMS_BYTES={width}")
+    defined = (
+        "-std=c++17",
+        "-Wall",
+        "-Wno-psabi",
+        f"-DNMS_ISA=kernels_{isa}",
+        f"-DNMS_BYTES={width}",
+    )
     command = [_tool("clang++"), "-fsyntax-only", *defined, *flags, ROOT / "csrc" / "isa.cpp"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
