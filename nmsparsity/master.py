@@ -210,6 +210,10 @@ class MasterWeight:
         """Whether the module holds another Parameter than the one we know."""
         return self.site.module._parameters.get(self.site.attribute) is not self.parameter
 
+    def is_gathered(self) -> bool:
+        """Whether the module holds something else than a shard of which we are the master."""
+        return self.memory is not self.parameter and self.is_replaced()
+
     def is_overwritten(self) -> bool:
         """Whether the parameter holds anything else than the sparse weight we put there."""
         sparse = self.local
@@ -217,6 +221,13 @@ class MasterWeight:
             return not torch.equal(sparse, self.ours())
         ours = ((sparse == 0) | (sparse == self.dense)).all()
         return not bool(ours & (torch.count_nonzero(sparse) == self.kept))
+
+    def is_of(self, dense: Tensor) -> bool:
+        """Whether the parameter holds what a sparsifier makes of this dense weight."""
+        if type(self.method).effective is not Method.effective:
+            return True
+        sparse, dense = self.local, dense.to(self.local.device, self.local.dtype)
+        return bool(((sparse == 0) | (sparse == dense)).all())
 
     def restore_rounded(self) -> bool:
         """Undo a cast to a narrower dtype and back. False when the parameter holds anything else.

@@ -17,6 +17,7 @@ _STEP = "sparsity_step"
 _PREFIX = "sparsity_"
 _TAKEN = "sparsity_taken"
 _WAITING = "sparsity_before_first_step"
+_COUNT = "optimizer_step"
 
 
 class OptimizerState:
@@ -44,6 +45,8 @@ class OptimizerState:
                 if id(parameter) not in self._masters:
                     continue
                 extra = state_of(self._masters[id(parameter)])
+                if "step" in packed.get(key, {}):
+                    extra[_COUNT] = float(packed[key]["step"])
                 named = {f"{_PREFIX}{name}": value for name, value in extra.items()}
                 if key in packed or keeps_nothing:
                     packed[key] = {**packed.get(key, {}), **named}
@@ -82,10 +85,14 @@ class OptimizerState:
     def take_loaded(self, optimizer: Optimizer) -> bool:
         """Our entries out of an optimizer whose state was loaded before we were there.
 
+        What the optimizer has trained since then, without us, is no longer what they are of: the
+        weights in the model count. Most optimizers number their steps; of the others the model
+        must hold the weights of the state already.
+
         Raises:
             ValueError: where they do not fit, naming the layer.
         """
-        self._found, self._steps = {}, None
+        self._found, self._steps, trained_since = {}, None, False
         for group in optimizer.param_groups:
             self._steps = group.get(_STEP, self._steps)
             for place, parameter in enumerate(group["params"]):
@@ -94,6 +101,9 @@ class OptimizerState:
                 ours = _ours(entry or group.get(_WAITING, {}).get(place, {}))
                 if ours and id(parameter) in self._masters:
                     self._found[id(parameter)] = ours
+                    trained_since |= _was_trained(self._masters[id(parameter)], entry, ours)
+        if trained_since:
+            self._found, self._steps = {}, None
         self._check(self._found)
         self._forget(optimizer)
         return bool(self._found)
@@ -167,6 +177,26 @@ def _fits(master: MasterWeight, state: dict[str, Any]) -> bool:
     if not master.method.keeps_mask or "mask" not in state:
         return True
     return master.pattern.holds(local_shard(state["mask"]), master.layout)
+
+
+def _was_trained(master: MasterWeight, entry: dict[str, Any], ours: dict[str, Any]) -> bool:
+    """Whether an optimizer with our entries has updated this weight since they were loaded.
+
+    Raises:
+        ValueError: where that cannot be known, naming the layer.
+    """
+    if _COUNT in ours and "step" in entry:
+        return bool(float(entry["step"]) != ours[_COUNT])
+    check_state(master, ours)
+    dense = ours.get("dense_weight")
+    if dense is None or dense.shape != master.parameter.shape or master.is_of(local_shard(dense)):
+        return False
+    raise ValueError(
+        f"layer {master.name!r} {list(master.dense.shape)}: the optimizer carries a dense weight "
+        "from an earlier sparse training, of which the model does not hold the sparse weight; "
+        "load the model's weights before sparsify, or, where the model was trained on without "
+        "sparsify, give a new optimizer"
+    )
 
 
 def _pattern_of(state: dict[str, Any]) -> Pattern | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,18 @@ def local_shard(tensor: Tensor) -> Tensor:
     """The memory of this process, without autograd: the tensor itself when it is not sharded."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def put_back_shards(model: nn.Module) -> None:
+    """Put the shards back into the model where FSDP2 left whole weights after a forward.
+
+    It keeps those of the outermost module until the backward, which an evaluation has not.
+    """
+    # Where it was not imported, nothing is sharded by it.
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    for module in model.modules():
+        if isinstance(module, kind):
+            module.reshard()
 
 
 def overlaps_itself(tensor: Tensor) -> bool:

@@ -17,6 +17,7 @@ from nmsparsity.optimizers import check_optimizer, groups_by_parameter
 from nmsparsity.pattern import Axis
 from nmsparsity.promises import claim, claimed, declare, release, withdraw
 from nmsparsity.report import Report, describe
+from nmsparsity.shards import put_back_shards
 from nmsparsity.sites import sites, unwrap
 from nmsparsity.step_hooks import StepHooks
 from nmsparsity.targets import (
@@ -79,6 +80,7 @@ def sparsify(
     """
     check_optimizer(optimizer)
     chosen = build(method, options)
+    put_back_shards(model)
     selection = select(
         model, pattern, include=include, exclude=exclude, remainder=remainder, axis=axis
     )
@@ -119,7 +121,7 @@ class Sparsifier:
                     "remove() first"
                 )
             master.check_finite(master.dense)
-        self._hooks = StepHooks(optimizer, self._masters)
+        self._hooks = StepHooks(model, optimizer, self._masters)
         self._hooks.begin()
         declare({master.site: master.pattern for master in self._masters})
         for master in self._masters:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from nmsparsity.master import MasterWeight
@@ -14,6 +15,7 @@ from nmsparsity.masters import Masters
 from nmsparsity.methods.base import Step
 from nmsparsity.optimizer_state import OptimizerState
 from nmsparsity.optimizers import groups_by_parameter
+from nmsparsity.shards import put_back_shards
 from nmsparsity.telemetry import Telemetry, Watch
 
 _LOOK_EVERY = 16
@@ -26,8 +28,9 @@ class StepHooks:
         steps: optimizer steps done.
     """
 
-    def __init__(self, optimizer: Optimizer, masters: Masters) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, masters: Masters) -> None:
         self.steps = 0
+        self._model = model
         self._optimizer, self._masters = optimizer, masters
         self._group_of = groups_by_parameter(optimizer)
         self._exposed = 0
@@ -88,6 +91,8 @@ class StepHooks:
     @torch.no_grad()
     def catch_up(self, look_inside: bool = True) -> None:
         """Notice what happened to the model since the last step, and keep it."""
+        if any(master.is_gathered() for master in self._masters):
+            put_back_shards(self._model)
         for master in self._masters:
             if master.is_replaced():
                 raise RuntimeError(

@@ -320,6 +320,42 @@ def test_a_sharded_model_can_be_cast() -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.parametrize(
+    "ask", ["report", "telemetry", "state_dict", "dense_weights", "step", "sparsify"]
+)
+def test_a_sharded_model_after_an_evaluation(ask: str) -> None:
+    """FSDP2 leaves whole weights in its outermost module until a backward."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = mlp()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        optimizer = SGD(model.parameters(), 0.1)
+        sparsifier = nm.sparsify(model, optimizer, "2:4")
+        train(model, optimizer)
+        expected = dense(sparsifier).to_local().clone()
+        model.eval()
+        with torch.no_grad():
+            model(torch.randn(4, 8))
+        assert type(model[0].weight) is nn.Parameter
+        if ask == "dense_weights":
+            with sparsifier.dense_weights():
+                exact(model[0].weight.to_local().detach(), expected)
+        elif ask == "step":
+            train(model, optimizer)
+        elif ask == "sparsify":
+            sparsifier.remove()
+            with torch.no_grad():
+                model(torch.randn(4, 8))
+            sparsifier = nm.sparsify(model, optimizer, "2:4")
+            train(model, optimizer)
+        else:
+            getattr(sparsifier, ask)()
+        assert nm.verify(model).ok
+        assert sparsifier.report().ok
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.parametrize("casts", [[torch.float64], [torch.float64, torch.float32], [torch.half]])
 @pytest.mark.parametrize("method", ["sr_ste", "fixed"])
 def test_a_sharded_model_trains_on_like_a_whole_one_after_casts(

@@ -388,3 +388,47 @@ def test_the_two_paths_of_these_tests_are_two() -> None:
     assert len(Masters(targets, SlowSRSTE())._slow) == 2
     assert len(Masters(targets, Fixed())._slow) == 2
     assert len(Masters(targets, SRSTE())._fast) == (2 if available() else 0)
+
+
+# A state of sparse training in an optimizer that went on without us.
+
+
+def loaded(make, weights_too: bool = True) -> tuple[nn.Module, Optimizer, nm.Sparsifier]:
+    """A plain pair that a checkpoint of sparse training was loaded into, and its sparsifier."""
+    model, optimizer, sparsifier = pair(make=make)
+    train(model, optimizer)
+    plain = mlp(1)
+    its_optimizer = make(plain.parameters())
+    its_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    if weights_too:
+        plain.load_state_dict(model.state_dict())
+    return plain, its_optimizer, sparsifier
+
+
+def test_what_a_plain_optimizer_trained_since_is_what_sparsify_takes() -> None:
+    plain, optimizer, _ = loaded(lambda p: AdamW(p, 1e-2))
+    train(plain, optimizer)
+    trained = plain[0].weight.detach().clone()
+    sparsifier = nm.sparsify(plain, optimizer, "2:4")
+    exact(dense(sparsifier), trained)
+    assert sparsifier.steps == 0
+    assert not any("sparsity" in name for name in optimizer.state[plain[0].weight])
+
+
+@pytest.mark.parametrize("make", [lambda p: SGD(p, 0.1, momentum=0.9), lambda p: SGD(p, 0.1)])
+def test_where_steps_are_not_numbered_a_model_trained_since_is_refused(make) -> None:
+    plain, optimizer, _ = loaded(make)
+    train(plain, optimizer)
+    trained = copy.deepcopy(plain.state_dict())
+    with pytest.raises(ValueError, match=r"'0\.weight' \[32, 16\].*give a new optimizer"):
+        nm.sparsify(plain, optimizer, "2:4")
+    exact(plain.state_dict(), trained)
+    exact(dense(nm.sparsify(plain, make(plain.parameters()), "2:4")), trained["0.weight"])
+
+
+def test_where_steps_are_numbered_the_model_may_be_loaded_last() -> None:
+    plain, optimizer, source = loaded(lambda p: AdamW(p, 1e-2), weights_too=False)
+    sparsifier = nm.sparsify(plain, optimizer, "2:4")
+    plain.load_state_dict(source._model.state_dict())
+    exact(dense(sparsifier), dense(source))
+    assert sparsifier.steps == 3
