@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from nmsparsity import masks
 from nmsparsity.layout import Layout
-from nmsparsity.methods.base import Method, Step, Weight
+from nmsparsity.methods.base import Method, Stage, Step, Weight
 from nmsparsity.pattern import Pattern
 from nmsparsity.shards import (
     check_memory,
     check_shards,
     local_shard,
     overlaps_itself,
+    total,
 )
 from nmsparsity.targets import Target
 
@@ -32,6 +33,9 @@ class MasterWeight:
         released: the parameter holds the dense weight, for the optimizer or an averager.
         adopted: it holds what was written into it, which became the dense weight as it stood.
         written: it was written into before it was cast or moved.
+        stage: where it stands in its training.
+        is_new: nothing about it is known to the method yet.
+        pending: why it is not N:M yet; empty when it is.
         lendable: whether its memory is its own, so that it may point to another one for a while.
     """
 
@@ -42,6 +46,13 @@ class MasterWeight:
         self.pattern: Pattern = target.pattern
         self.layout: Layout = target.site.layout
         self.method = method
+        self.stage = Stage(
+            self.pattern.n,
+            self.pattern.m,
+            largest=lambda values: self.pattern.largest(values, self.layout),
+            total=lambda summed: total(summed, self.parameter),
+        )
+        self.pending = ""
         check_memory(self.name, self.parameter)
         check_shards(self.name, self.parameter, self.layout, self.pattern)
         self.dense = self.local.clone(memory_format=torch.preserve_format)
@@ -49,6 +60,7 @@ class MasterWeight:
         self.mask: Tensor | None = None
         self._shown: Tensor | None = None
         self.released = self.adopted = self.written = False
+        self.is_new = True
         self.lendable = True
         self._home: Tensor | None = None
         self._finite: Tensor | None = None
@@ -69,23 +81,38 @@ class MasterWeight:
 
     def project(self) -> None:
         """Take a new mask of the dense weight; the parameter holds the sparse weight."""
-        self._show(self.new_mask())
+        mask = self.new_mask()
+        if self.is_new:
+            self.stage.state.clear()
+            self.method.start(self.dense, mask, self.stage)
+            self.is_new = False
+        self.show(mask)
 
-    def _show(self, mask: Tensor) -> None:
+    @property
+    def rest(self) -> float:
+        """The share of their value that pruned weights still have."""
+        return self.stage.rest
+
+    @property
+    def now(self) -> Pattern:
+        """The pattern that the stage has come to; ``pattern`` in the end."""
+        return Pattern(self.stage.n, self.stage.m, self.pattern.axis)
+
+    def show(self, mask: Tensor) -> None:
         """The parameter holds the sparse weight under this mask."""
         if self.method.keeps_mask:
             self.mask = mask
-        if type(self.method).score is not Method.score:
+        if self.method.shows_mask or type(self.method).score is not Method.score:
             # It may draw lots: the mask in the model cannot be asked for again.
             self._shown = mask
-        self.local.copy_(self.method.effective(self.dense, mask))
+        self.local.copy_(self.method.effective(self.dense, mask, self.stage))
         self.seal()
 
     def new_mask(self) -> Tensor:
         """The mask E of the dense weight as it is now."""
         score = self.method.score(self.dense, self.mask)
         self.check_finite(score)
-        return masks.mask(score, self.pattern, self.layout)
+        return masks.mask(score, self.now, self.layout)
 
     def current_mask(self) -> Tensor:
         """The mask E of the sparse weight in the model."""
@@ -98,8 +125,8 @@ class MasterWeight:
             return self.dense
         mask = self._shown if self.mask is None else self.mask
         if mask is None:
-            mask = masks.mask(self.method.score(self.dense, None), self.pattern, self.layout)
-        return self.method.effective(self.dense, mask)
+            mask = masks.mask(self.method.score(self.dense, None), self.now, self.layout)
+        return self.method.effective(self.dense, mask, self.stage)
 
     def check_finite(self, score: Tensor) -> None:
         """Refuse NaN and infinity, naming the layer."""
@@ -140,9 +167,13 @@ class MasterWeight:
         if overlaps_itself(grad):
             # Of ``sum().backward()``, say: an optimizer reads it, we also write to it.
             self.parameter.grad = grad = grad.clone(memory_format=torch.contiguous_format)
-        self.method.before_step(Weight(self.dense, self.local, grad, self.mask), step)
+        self.method.before_step(self._weight(grad), step)
         decay = self.method.gradient_decay(step)
         return -decay if step.maximize else decay
+
+    def _weight(self, grad: Tensor | None) -> Weight:
+        mask = self._shown if self.mask is None else self.mask
+        return Weight(self.dense, self.local, grad, mask, self.stage)
 
     def expose(self, lend: bool = False) -> None:
         """Put the dense weight in the parameter: a copy of it or, to ``lend``, its own memory.
@@ -178,7 +209,7 @@ class MasterWeight:
 
     def finish(self, step: Step) -> None:
         """After `reclaim`: the method's own moment after the step, and the new sparse weight."""
-        self.method.after_step(Weight(self.dense, self.local, None, self.mask), step)
+        self.method.after_step(self._weight(None), step)
         self.project()
 
     def follow(self) -> bool:
@@ -222,13 +253,6 @@ class MasterWeight:
         ours = ((sparse == 0) | (sparse == self.dense)).all()
         return not bool(ours & (torch.count_nonzero(sparse) == self.kept))
 
-    def is_of(self, dense: Tensor) -> bool:
-        """Whether the parameter holds what a sparsifier makes of this dense weight."""
-        if type(self.method).effective is not Method.effective:
-            return True
-        sparse, dense = self.local, dense.to(self.local.device, self.local.dtype)
-        return bool(((sparse == 0) | (sparse == dense)).all())
-
     def restore_rounded(self) -> bool:
         """Undo a cast to a narrower dtype and back. False when the parameter holds anything else.
 
@@ -246,6 +270,7 @@ class MasterWeight:
         """Take what was written into the parameter as the new dense weight, as it stands."""
         self.dense.copy_(self.local)
         self.mask = self._shown = None
+        self.is_new = True
         if self.method.keeps_mask:
             self.mask = self.new_mask()
         self.seal(adopted=True)
@@ -265,22 +290,8 @@ class MasterWeight:
     def project_copy(self, parameter: nn.Parameter) -> None:
         """Make the weight of a copy of the model sparse, in place."""
         local = local_shard(parameter)
-        mask = masks.mask(self.method.score(local, self.mask), self.pattern, self.layout)
-        local.copy_(self.method.effective(local, mask))
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore a state that was checked; the parameter holds the sparse weight of it."""
-        # After a step that raised the parameter may stand on the memory of the dense weight.
-        self.reclaim()
-        self.dense.copy_(local_shard(state["dense_weight"]))
-        self.mask = None
-        if self.method.keeps_mask and "mask" in state:
-            self.check_finite(self.dense)
-            # A copy: the state belongs to whoever gave it.
-            mask = local_shard(state["mask"])
-            self._show(mask.to(self.dense.device, torch.bool, copy=True))
-        else:
-            self.project()
+        mask = masks.mask(self.method.score(local, self.mask), self.now, self.layout)
+        local.copy_(self.method.effective(local, mask, self.stage))
 
 
 def _form(local: Tensor) -> _Form:

@@ -11,6 +11,7 @@ from nmsparsity import native
 from nmsparsity.exceptions import memory
 from nmsparsity.master import MasterWeight
 from nmsparsity.methods.base import Method, Step
+from nmsparsity.methods.course import Course
 from nmsparsity.targets import Target
 
 
@@ -24,7 +25,7 @@ class Masters:
 
     def __init__(self, targets: Sequence[Target], method: Method) -> None:
         self._all = [MasterWeight(target, method) for target in targets]
-        self._plain_method = _is_plain(method)
+        self._plain_method = method.is_plain
         self._gather()
 
     def __iter__(self) -> Iterator[MasterWeight]:
@@ -42,8 +43,20 @@ class Masters:
         for master in self._all:
             master.lendable = uses[memory(master.parameter)] < 2
 
+    def enter(self, course: Course, count: int) -> None:
+        """Be where the course is after so many steps; the next projection shows it."""
+        if type(course) is Course:
+            return
+        for master in self._all:
+            n, m, stage = master.pattern.n, master.pattern.m, master.stage
+            kept, master.pending = course.kept(n, m, count), course.pending(n, m, count)
+            self._outdated |= kept != stage.n
+            stage.n, stage.rest = kept, course.rest(count)
+
     def project(self) -> None:
         """Dense weight to mask to sparse weight, in the parameters."""
+        if self._outdated:
+            self._gather()
         if self._fast:
             self._seal(*self._batch.project())
         for master in self._slow:
@@ -98,7 +111,7 @@ class Masters:
     def follow(self) -> None:
         """Go where the model has gone."""
         followed = [master.follow() for master in self._all]
-        if any(followed) or self._lost():
+        if any(followed) or self._outdated or self._lost():
             self._gather()
 
     def overwritten(self, look_inside: bool) -> Iterator[MasterWeight]:
@@ -127,6 +140,7 @@ class Masters:
 
     def _gather(self) -> None:
         """Sort the weights into those that the native kernel takes and the others."""
+        self._outdated = False
         self._fast: list[MasterWeight] = []
         self._slow: list[MasterWeight] = []
         weights: list[native.NativeWeight] = []
@@ -136,7 +150,7 @@ class Masters:
                 self._slow.append(master)
             else:
                 self._fast.append(master)
-                n, m = master.pattern.n, master.pattern.m
+                n, m = master.stage.n, master.stage.m
                 weights.append(native.NativeWeight(master.memory, master.dense, rows, n, m))
         self._taken = [weight.weight for weight in weights]
         if weights:
@@ -151,17 +165,6 @@ class Masters:
 
 def _was_touched(master: MasterWeight) -> bool:
     return master.written or master.version != master.local._version
-
-
-def _is_plain(method: Method) -> bool:
-    """Whether masks are by magnitude and nothing happens between the update and the mask."""
-    kind = type(method)
-    return (
-        not kind.keeps_mask
-        and kind.score is Method.score
-        and kind.effective is Method.effective
-        and kind.after_step is Method.after_step
-    )
 
 
 def _rows(master: MasterWeight) -> tuple[int, int, int] | None:

@@ -6,15 +6,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from nmsparsity.master import MasterWeight
+from nmsparsity.methods.base import Method
 from nmsparsity.pattern import Axis, Pattern
 from nmsparsity.shards import like_parameter, local_shard
 
 _AXES = get_args(Axis)
-_STEP = "sparsity_step"
 _PREFIX = "sparsity_"
+_OWN = "own_"
 _TAKEN = "sparsity_taken"
 _WAITING = "sparsity_before_first_step"
 _COUNT = "optimizer_step"
@@ -28,17 +30,22 @@ class OptimizerState:
     saves the optimizer, distributed checkpoints included. The optimizer itself never sees them: it
     would take any entry for a sign that it has begun. Before its first step they therefore stand
     in its parameter groups, which a plain optimizer keeps as they are.
+
+    Attributes:
+        whole: what was found of no single weight: the step count, the course of the method.
     """
 
     def __init__(self, masters: Sequence[MasterWeight]) -> None:
         self._masters = {id(master.parameter): master for master in masters}
         self._found: dict[int, dict[str, Any]] = {}
-        self._steps: int | None = None
+        self.whole: dict[str, Any] = {}
 
-    def add(self, optimizer: Optimizer, state: dict[str, Any], steps: int) -> dict[str, Any]:
-        """The optimizer's state_dict with our entries in it."""
+    def add(
+        self, optimizer: Optimizer, state: dict[str, Any], whole: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The optimizer's state_dict with our entries in it; those of no weight in its group 0."""
         packed, groups = dict(state["state"]), [dict(group) for group in state["param_groups"]]
-        keeps_nothing = steps > 0 and not state["state"]
+        keeps_nothing = whole["step"] > 0 and not state["state"]
         for group, mine in zip(groups, optimizer.param_groups, strict=False):
             waiting = dict(group.get(_WAITING, {}))
             for place, (key, parameter) in enumerate(_pairs(group, mine)):
@@ -55,7 +62,7 @@ class OptimizerState:
                     waiting[place] = named
             if waiting:
                 group[_WAITING] = waiting
-        groups[0][_STEP] = steps
+        groups[0].update({f"{_PREFIX}{name}": value for name, value in whole.items()})
         return {**state, "state": packed, "param_groups": groups}
 
     def take(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -66,10 +73,12 @@ class OptimizerState:
         """
         rest, groups = dict(state["state"]), [dict(group) for group in state["param_groups"]]
         # Another sparsifier on the same optimizer may have stood here before us.
-        found, steps = state.get(_TAKEN, ({}, None))
+        found, whole = state.get(_TAKEN, ({}, {}))
         for group, mine in zip(groups, optimizer.param_groups, strict=False):
             waiting = group.pop(_WAITING, {})
-            steps = group.pop(_STEP, steps)
+            whole = {**whole, **_ours(group)}
+            for name in filter(_is_ours, list(group)):
+                del group[name]
             for place, (key, parameter) in enumerate(_pairs(group, mine)):
                 ours = _ours(rest.get(key, {})) or _ours(waiting.get(place, {}))
                 if ours:
@@ -79,8 +88,8 @@ class OptimizerState:
                     if not rest[key]:
                         del rest[key]
         self._check(found)
-        self._found, self._steps = found, steps
-        return {**state, "state": rest, "param_groups": groups, _TAKEN: (found, steps)}
+        self._found, self.whole = found, whole
+        return {**state, "state": rest, "param_groups": groups, _TAKEN: (found, whole)}
 
     def take_loaded(self, optimizer: Optimizer) -> bool:
         """Our entries out of an optimizer whose state was loaded before we were there.
@@ -92,9 +101,9 @@ class OptimizerState:
         Raises:
             ValueError: where they do not fit, naming the layer.
         """
-        self._found, self._steps, trained_since = {}, None, False
+        self._found, self.whole, trained_since = {}, {}, False
         for group in optimizer.param_groups:
-            self._steps = group.get(_STEP, self._steps)
+            self.whole.update(_ours({n: v for n, v in group.items() if n != _WAITING}))
             for place, parameter in enumerate(group["params"]):
                 entry = optimizer.state.get(parameter, {})
                 # An optimizer that has begun has left behind what waited for its first step.
@@ -103,7 +112,7 @@ class OptimizerState:
                     self._found[id(parameter)] = ours
                     trained_since |= _was_trained(self._masters[id(parameter)], entry, ours)
         if trained_since:
-            self._found, self._steps = {}, None
+            self._found, self.whole = {}, {}
         self._check(self._found)
         self._forget(optimizer)
         return bool(self._found)
@@ -126,13 +135,20 @@ class OptimizerState:
                 check_state(self._masters[key], state)
 
     @torch.no_grad()
-    def restore(self) -> int | None:
-        """Give the masters what `take` found; the number of steps done, where it was there."""
+    def restore(self) -> None:
+        """Give the masters what `take` found; what was of no weight is ``whole``."""
         for key, state in self._found.items():
             if key in self._masters:
-                self._masters[key].load(state)
+                load_state(self._masters[key], state)
         self._found = {}
-        return None if self._steps is None else int(self._steps)
+
+
+def _holds(master: MasterWeight, dense: Tensor) -> bool:
+    """Whether the parameter holds what a sparsifier makes of this dense weight."""
+    if type(master.method).effective is not Method.effective:
+        return True
+    sparse, dense = master.local, dense.to(master.local.device, master.local.dtype)
+    return bool(((sparse == 0) | (sparse == dense)).all())
 
 
 def state_of(master: MasterWeight) -> dict[str, Any]:
@@ -143,9 +159,29 @@ def state_of(master: MasterWeight) -> dict[str, Any]:
     pattern = {"n": master.pattern.n, "m": master.pattern.m}
     pattern["axis"] = _AXES.index(master.pattern.axis)
     state = {"dense_weight": like_parameter(master.dense, master.parameter), **pattern}
+    state.update({f"{_OWN}{name}": value for name, value in master.stage.state.items()})
     if master.mask is not None:
         state["mask"] = like_parameter(master.mask, master.parameter)
     return state
+
+
+@torch.no_grad()
+def load_state(master: MasterWeight, state: dict[str, Any]) -> None:
+    """Restore a state that was checked; the parameter holds the sparse weight of it."""
+    # After a step that raised the parameter may stand on the memory of the dense weight.
+    master.reclaim()
+    master.dense.copy_(local_shard(state["dense_weight"]))
+    master.mask = None
+    own = {name: value for name, value in state.items() if name.startswith(_OWN)}
+    master.stage.state = {name.removeprefix(_OWN): float(own[name]) for name in own}
+    master.is_new = not own
+    if master.method.keeps_mask and "mask" in state:
+        master.check_finite(master.dense)
+        # A copy: the state belongs to whoever gave it.
+        mask = local_shard(state["mask"])
+        master.show(mask.to(master.dense.device, torch.bool, copy=True))
+    else:
+        master.project()
 
 
 def check_state(master: MasterWeight, state: dict[str, Any]) -> None:
@@ -189,7 +225,7 @@ def _was_trained(master: MasterWeight, entry: dict[str, Any], ours: dict[str, An
         return bool(float(entry["step"]) != ours[_COUNT])
     check_state(master, ours)
     dense = ours.get("dense_weight")
-    if dense is None or dense.shape != master.parameter.shape or master.is_of(local_shard(dense)):
+    if dense is None or dense.shape != master.parameter.shape or _holds(master, local_shard(dense)):
         return False
     raise ValueError(
         f"layer {master.name!r} {list(master.dense.shape)}: the optimizer carries a dense weight "

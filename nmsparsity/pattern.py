@@ -135,6 +135,18 @@ class Pattern:
         if whole < length:
             yield rows[:, whole:].unsqueeze(1)
 
+    def largest(self, values: Tensor, layout: Layout | None = None) -> Tensor:
+        """The largest value of every group, at each place of the group: like ``values``.
+
+        >>> Pattern(2, 4).largest(torch.tensor([[0., 3., 1., 2.]]))
+        tensor([[3., 3., 3., 3.]])
+        """
+        layout = layout or Layout()
+        rows = layout.fold(values, self.axis)
+        parts = [part.amax(dim=2, keepdim=True).expand_as(part) for part in self._parts(rows)]
+        spread = [part.reshape(part.shape[0], -1, part.shape[3]) for part in parts]
+        return layout.unfold(torch.cat(spread, dim=1), tuple(values.shape), self.axis)
+
     def counts(self, weight: Tensor, layout: Layout | None = None) -> Tensor:
         """The number of nonzeros in every group, ``[outer, groups, inner]``."""
         layout = layout or Layout()

@@ -20,9 +20,14 @@ from nmsparsity.sites import Site
 
 
 class Keeper(Protocol):
-    """Keeps one parameter N:M as long as it lives."""
+    """Keeps one parameter N:M as long as it lives.
+
+    Attributes:
+        pending: why the parameter is not N:M yet; empty when it is.
+    """
 
     parameter: nn.Parameter
+    pending: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +95,11 @@ def free(parameters: Iterable[nn.Parameter]) -> None:
 def claimed() -> set[int]:
     """The parameters that someone alive keeps N:M, by identity."""
     return {id(keeper.parameter) for keeper in _keepers}
+
+
+def pending() -> dict[int, str]:
+    """Why kept parameters are not N:M yet, by their identity; those that are do not appear."""
+    return {id(keeper.parameter): keeper.pending for keeper in _keepers if keeper.pending}
 
 
 def _not_kept(sites: Iterable[P]) -> list[P]:

@@ -13,7 +13,7 @@ from nmsparsity.exceptions import memory
 from nmsparsity.packed.choice import given
 from nmsparsity.packed.infer import shown
 from nmsparsity.pattern import Axis, Pattern
-from nmsparsity.promises import declared
+from nmsparsity.promises import declared, pending
 from nmsparsity.shards import check_memory, local_shard
 from nmsparsity.sites import canonical, sites, unfit, unwrap
 from nmsparsity.table import table
@@ -158,6 +158,8 @@ def _check(target: Target) -> Row:
     weight = local_shard(site.parameter)
     counts = pattern.counts(weight, site.layout)
     bad = int(_bad(counts, weight, target).sum())
+    why = first_bad_group(weight, target.pattern, target) if bad else ""
+    waiting = pending().get(id(site.parameter)) if bad else None
     return Row(
         site.name,
         site.shape,
@@ -166,7 +168,7 @@ def _check(target: Target) -> Row:
         int(torch.count_nonzero(weight)) / max(weight.numel(), 1),
         bad,
         counts.numel(),
-        first_bad_group(weight, target.pattern, target) if bad else "",
+        f"{waiting} ({why})" if waiting else why,
     )
 
 

@@ -13,9 +13,9 @@ from nmsparsity.pattern import Pattern
 
 if torch.distributed.is_available():
     from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor.placement_types import Shard
+    from torch.distributed.tensor.placement_types import Partial, Replicate, Shard
 else:  # pragma: no cover
-    DTensor = Shard = ()  # type: ignore[assignment, misc]
+    DTensor = Partial = Replicate = Shard = ()  # type: ignore[assignment, misc]
 
 
 def local_shard(tensor: Tensor) -> Tensor:
@@ -73,6 +73,16 @@ def like_parameter(local: Tensor, parameter: nn.Parameter) -> Tensor:
         shape=data.shape,
         stride=data.stride(),
     )
+
+
+def total(value: Tensor, like: Tensor) -> Tensor:
+    """A sum over the local shard of ``like`` as the sum over all of it, equal on every process."""
+    data = like.detach()
+    if not isinstance(data, DTensor):
+        return value
+    placements = [Partial() if p.is_shard() else Replicate() for p in data.placements]
+    summed = DTensor.from_local(value, data.device_mesh, placements, run_check=False)
+    return summed.full_tensor()
 
 
 def check_shards(name: str, parameter: nn.Parameter, layout: Layout, pattern: Pattern) -> None:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from nmsparsity.masters import Masters
 from nmsparsity.methods import Dense, Method, build
-from nmsparsity.optimizer_state import check_state, state_of
+from nmsparsity.optimizer_state import check_state, load_state, state_of
 from nmsparsity.optimizers import check_optimizer, groups_by_parameter
 from nmsparsity.pattern import Axis
 from nmsparsity.promises import claim, claimed, declare, release, withdraw
@@ -57,8 +57,8 @@ def sparsify(
             like.
         optimizer: the one that trains it.
         pattern: ``"N:M"``, N kept of every M, or ``{rule: "N:M"}`` by layer name.
-        method: ``"sr_ste"``, ``"ste"``, ``"fixed"``, ``"dense"``, a name you registered, or a
-            `Method`.
+        method: ``"sr_ste"``, ``"ste"``, ``"step"``, ``"s_ste"``, ``"gradual"``, ``"fixed"``,
+            ``"dense"``, a name you registered, or a `Method`.
         include: only these layers; default: all but the exceptions that `Sparsifier.report` lists.
         exclude: never these layers.
         remainder: for layers whose input is no multiple of M: ``"dense"``, ``"pad"``, ``"error"``.
@@ -121,7 +121,7 @@ class Sparsifier:
                     "remove() first"
                 )
             master.check_finite(master.dense)
-        self._hooks = StepHooks(model, optimizer, self._masters)
+        self._hooks = StepHooks(model, optimizer, self._masters, method)
         self._hooks.begin()
         declare({master.site: master.pattern for master in self._masters})
         for master in self._masters:
@@ -167,6 +167,13 @@ class Sparsifier:
         """What changed since the last call: SAD, flip rate, density, layer by layer."""
         return self._hooks.look()
 
+    def plan(self, total_steps: int) -> None:
+        """Tell a method with a schedule how many optimizer steps the whole training takes.
+
+        An option ``total_steps`` of the method wins over it; other methods do not care.
+        """
+        self._hooks.course.plan(total_steps)
+
     def report(self) -> Report:
         """The per-layer table: pattern, density, whether it holds, and what is dense and why."""
         self._hooks.catch_up()
@@ -174,10 +181,10 @@ class Sparsifier:
         return describe(targets, self.skipped, self._model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Dense weights, masks and the step count; ``optimizer.state_dict()`` carries them too."""
+        """Dense weights, masks, steps, the method's course; the optimizer's state has them too."""
         self._hooks.catch_up()
         weights = {master.name: state_of(master) for master in self._masters}
-        return {"steps": self.steps, "weights": weights}
+        return {"steps": self.steps, "weights": weights, "course": self._hooks.course.state()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -194,9 +201,14 @@ class Sparsifier:
             )
         for master in self._masters:
             check_state(master, state["weights"][master.name])
+        self._hooks.restart(
+            {**state.get("course", {}), "step": state["steps"]},
+            lambda: self._load_weights(state["weights"]),
+        )
+
+    def _load_weights(self, state: dict[str, Any]) -> None:
         for master in self._masters:
-            master.load(state["weights"][master.name])
-        self._hooks.restart(state["steps"])
+            load_state(master, state[master.name])
 
     def remove(self) -> None:
         """Let go of the optimizer; the model keeps its sparse weights and trains freely."""

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from nmsparsity.master import MasterWeight
 from nmsparsity.masters import Masters
-from nmsparsity.methods.base import Step
+from nmsparsity.methods.base import Method, Step
 from nmsparsity.optimizer_state import OptimizerState
 from nmsparsity.optimizers import groups_by_parameter
 from nmsparsity.shards import put_back_shards
@@ -26,10 +26,13 @@ class StepHooks:
 
     Attributes:
         steps: optimizer steps done.
+        course: how the training runs under its method.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, masters: Masters) -> None:
-        self.steps = 0
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, masters: Masters, method: Method
+    ) -> None:
+        self.steps, self.course = 0, method.course(optimizer)
         self._model = model
         self._optimizer, self._masters = optimizer, masters
         self._group_of = groups_by_parameter(optimizer)
@@ -41,6 +44,7 @@ class StepHooks:
 
     def begin(self) -> None:
         """Begin: the parameters hold sparse weights from here on."""
+        self._masters.enter(self.course, 0)
         self._masters.project()
         self._watch = Watch(list(self._masters))
         if self._was_loaded:
@@ -83,10 +87,18 @@ class StepHooks:
         self.catch_up()
         return self._watch.look(self.steps)
 
-    def restart(self, steps: int) -> None:
-        """So many steps are done: the weights were loaded."""
-        self.steps = steps
-        self._watch.restart(steps)
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the weights: the step count and the course."""
+        return {"step": self.steps, **self.course.state()}
+
+    @torch.no_grad()
+    def restart(self, state: dict[str, Any], load_weights: Callable[[], None]) -> None:
+        """Go on from a state: the course first, then the weights in the light of it."""
+        self.steps = int(state.get("step", self.steps))
+        self.course.load(state)
+        self._masters.enter(self.course, self.steps)
+        load_weights()
+        self._watch.restart(self.steps)
 
     @torch.no_grad()
     def catch_up(self, look_inside: bool = True) -> None:
@@ -113,6 +125,7 @@ class StepHooks:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self._exposed:
             raise RuntimeError("optimizer.step() inside dense_weights(): leave the block first")
+        self.course.check()
         self.catch_up(look_inside=self.steps % _LOOK_EVERY == 0)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -143,6 +156,8 @@ class StepHooks:
         return on_sparse_weights
 
     def _after_step(self, *_: Any) -> None:
+        self.course.after_update(self.steps)
+        self._masters.enter(self.course, self.steps + 1)
         self._take_back()
         self.steps += 1
         self._watch.after_step()
@@ -169,6 +184,7 @@ class StepHooks:
         """Add the method's term to the gradients, put the dense weights into the model."""
         self._watch.before_step()
         self._masters.release(self._step, lend=self._is_torchs)
+        self.course.before_update()
 
     @torch.no_grad()
     def _take_back(self) -> None:
@@ -191,11 +207,10 @@ class StepHooks:
 
     def _save(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         self.catch_up()
-        return self._state.add(optimizer, state, self.steps)
+        return self._state.add(optimizer, state, self.state())
 
     def _load(self, _: Optimizer) -> None:
-        steps = self._state.restore()
-        self.restart(self.steps if steps is None else steps)
+        self.restart(self._state.whole, self._state.restore)
 
 
 def _is_distributed() -> bool:

@@ -22,6 +22,9 @@ class Masked(Protocol):
     pattern: Pattern
     layout: Layout
 
+    @property
+    def rest(self) -> float: ...
+
     def current_mask(self) -> Tensor: ...
 
 
@@ -62,7 +65,7 @@ class Change:
             ``||E_j - E_i||_1``: a count.
         flip_rate: share of elements that changed in one single step, the one that followed the
             first point (arXiv 2404.01847); None before there was one.
-        density: share of elements kept now.
+        density: share of elements that count now: kept, or pruned by and by and not yet gone.
         groups_changed: share of the groups with any difference.
     """
 
@@ -192,7 +195,7 @@ def _change(masked: Masked, before: Snapshot, after: Snapshot, flips: int | None
         size=size,
         sad=before.sad(after),
         flip_rate=None if flips is None or not size else flips / size,
-        density=after.kept / size if size else 1.0,
+        density=after.kept / size if size and not masked.rest else 1.0,
         groups_changed=float((groups > 0).double().mean()) if groups.numel() else 0.0,
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import nn
 from torch.nn import functional
@@ -235,3 +235,61 @@ def test_averaging_by_lightning_is_refused_at_the_start(averaging, tmp_path: Pat
         trainer(tmp_path, averaging(), callback).fit(module, data())
     dense = SparsityCallback(method="dense", print_report=False)
     trainer(tmp_path, averaging(), dense).fit(Module(), data())
+
+
+# Methods with a schedule.
+
+
+@pytest.mark.parametrize("method", ["step", "gradual"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_schedule_is_told_the_length_of_the_training(
+    method: str, accumulate: int, tmp_path: Path
+) -> None:
+    module, callback = Module(), SparsityCallback("2:4", method)
+    trainer(tmp_path, callback, epochs=3, accumulate_grad_batches=accumulate).fit(module, data())
+    assert callback.sparsifier is not None
+    assert callback.sparsifier.steps == 18 // accumulate
+    assert callback.sparsifier.state_dict()["course"]["total_steps"] == 18 // accumulate
+    assert callback.sparsifier.report().ok
+    # Dense in the first epoch, N:M from the middle of the second one on.
+    assert [round(entry["density"], 3) for entry in callback.history] == [1.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("method", ["step", "gradual", "s_ste"])
+def test_methods_with_a_state_resume_bit_by_bit(method: str, tmp_path: Path) -> None:
+    whole, callback = Module(), SparsityCallback("2:4", method)
+    trainer(tmp_path, callback, epochs=4).fit(whole, data())
+    for stop in (1, 3):
+        part = Module()
+        # The plan is that of four epochs; the training is interrupted before.
+        first = trainer(tmp_path, SparsityCallback("2:4", method), Stop(stop), epochs=4)
+        with pytest.raises(RuntimeError, match="stopped"):
+            first.fit(part, data())
+        again = Module()
+        trainer(tmp_path, SparsityCallback("2:4", method), epochs=4).fit(
+            again, data(), ckpt_path=tmp_path / "stopped.ckpt", weights_only=False
+        )
+        for mine, theirs in zip(again.net.parameters(), whole.net.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+class Stop(Callback):
+    """Saves after so many epochs, and ends the training."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.current_epoch == self.epochs:
+            raise RuntimeError("stopped")
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.current_epoch == self.epochs - 1:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "stopped.ckpt")
+
+
+@pytest.mark.parametrize("method", ["step", "gradual"])
+def test_a_training_that_ends_before_it_is_sparse_is_an_error(method: str, tmp_path: Path) -> None:
+    callback = SparsityCallback("2:4", method, method_options={"total_steps": 100})
+    with pytest.raises(RuntimeError, match=rf"after training, .*method '{method}' is .* 12 steps"):
+        trainer(tmp_path, callback).fit(Module(), data())

@@ -10,7 +10,18 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import nmsparsity as nm
-from nmsparsity.methods import SRSTE, STE, Dense, Fixed, Method, Step, Weight, build, method
+from nmsparsity.methods import (
+    SRSTE,
+    STE,
+    Dense,
+    Fixed,
+    Method,
+    Stage,
+    Step,
+    Weight,
+    build,
+    method,
+)
 from nmsparsity.methods import methods as known
 
 W = torch.tensor([[4.0, -3.0, 2.0, 1.0], [-1.0, 0.5, 0.0, 8.0]])
@@ -195,11 +206,12 @@ def test_only_one_form_acts_on_the_gradient() -> None:
 def test_the_moments_of_a_method_by_hand() -> None:
     base = Method()
     assert_close(base.score(W, None), W.abs())
-    assert_close(base.effective(W, E), W * E)
+    stage = Stage(2, 4)
+    assert_close(base.effective(W, E, stage), W * E)
     fixed = Fixed()
     assert_close(fixed.score(W, None), W.abs())
     assert_close(fixed.score(W, E), E.float())
-    weight = Weight(W.clone(), W * E, torch.ones(2, 4), E)
+    weight = Weight(W.clone(), W * E, torch.ones(2, 4), E, stage)
     fixed.before_step(weight, Step(0, 0.1))
     assert_close(weight.grad, E.float())
     fixed.after_step(weight, Step(0, 0.1))
@@ -207,7 +219,8 @@ def test_the_moments_of_a_method_by_hand() -> None:
 
 
 def test_effective_gives_true_zeros_where_pruned() -> None:
-    held = STE().effective(torch.tensor([[-1.0, float("inf")]]), torch.tensor([[False, True]]))
+    dense, mask = torch.tensor([[-1.0, float("inf")]]), torch.tensor([[False, True]])
+    held = STE().effective(dense, mask, Stage(1, 2))
     assert held.tolist() == [[0.0, float("inf")]]
     assert not torch.signbit(held[0, 0])
 
@@ -254,7 +267,7 @@ class Shrunk(Method):
         self.masks.append(mask)
         return dense.abs()
 
-    def effective(self, dense: Tensor, mask: Tensor) -> Tensor:
+    def effective(self, dense: Tensor, mask: Tensor, stage: Stage) -> Tensor:
         return 0.5 * dense * mask
 
     def before_step(self, weight: Weight, step: Step) -> None:
@@ -285,7 +298,7 @@ class Lottery(Method):
     def score(self, dense: Tensor, mask: Tensor | None) -> Tensor:
         return torch.rand_like(dense)
 
-    def effective(self, dense: Tensor, mask: Tensor) -> Tensor:
+    def effective(self, dense: Tensor, mask: Tensor, stage: Stage) -> Tensor:
         return dense * mask
 
 

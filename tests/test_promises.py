@@ -21,6 +21,7 @@ class Keeper:
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
+        self.pending = ""
 
 
 class Equal(nn.Linear):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,13 @@ OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=1e-2),
 }
 
+METHODS: dict[str, dict[str, Any]] = {
+    "sr_ste": {"decay": 1e-2},
+    "step": {"total_steps": 16, "decay": 1e-2},
+    "s_ste": {},
+    "gradual": {"steps": 8},
+}
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -50,7 +58,7 @@ def _start(rank: int, port: int, work, args) -> None:
         dist.destroy_process_group()
 
 
-def build(kind: str, optimizer: str, seed: int = 0):
+def build(kind: str, optimizer: str, seed: int = 0, method: str = "sr_ste"):
     """Model as it is trained, its optimizer, the sparsifier."""
     model = mlp(seed)
     net: nn.Module = model
@@ -63,7 +71,8 @@ def build(kind: str, optimizer: str, seed: int = 0):
                 fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
     made = OPTIMIZERS[optimizer](net.parameters())
-    return net, made, nm.sparsify(net, made, "2:4", decay=1e-2, include=INCLUDE)
+    options = METHODS[method]
+    return net, made, nm.sparsify(net, made, "2:4", method=method, include=INCLUDE, **options)
 
 
 def train(net, optimizer, data, rank: int | None = None) -> None:
@@ -79,11 +88,11 @@ def whole(net: nn.Module) -> list[torch.Tensor]:
     return [p.full_tensor() if hasattr(p, "full_tensor") else p.detach() for p in net.parameters()]
 
 
-def _same_as_one_process(rank: int, kind: str, optimizer: str) -> None:
-    net, made, sparsifier = build(kind, optimizer)
+def _same_as_one_process(rank: int, kind: str, optimizer: str, method: str = "sr_ste") -> None:
+    net, made, sparsifier = build(kind, optimizer, method=method)
     train(net, made, batches(), rank)
     assert sparsifier.report().ok
-    dense, dense_made, dense_sparsifier = build("single", optimizer)
+    dense, dense_made, dense_sparsifier = build("single", optimizer, method=method)
     train(dense, dense_made, batches())
     for ours, theirs in zip(whole(net), whole(dense), strict=True):
         assert_close(ours, theirs, rtol=1e-5, atol=2e-6)
@@ -99,15 +108,25 @@ def test_two_processes_train_what_one_does(kind: str, optimizer: str) -> None:
     spawn(_same_as_one_process, kind, optimizer)
 
 
-def _resume_from_distributed_checkpoint(rank: int, folder: str) -> None:
+def _each_method(rank: int, kind: str) -> None:
+    for method in METHODS:
+        _same_as_one_process(rank, kind, "adamw", method)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_train_what_one_does_under_every_method(kind: str) -> None:
+    spawn(_each_method, kind)
+
+
+def _resume_from_distributed_checkpoint(rank: int, folder: str, method: str) -> None:
     data = batches()
-    net, made, sparsifier = build("fsdp2", "adamw")
+    net, made, sparsifier = build("fsdp2", "adamw", method=method)
     train(net, made, data[:5], rank)
     model_state, optimizer_state = get_state_dict(net, made)
     dcp_save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
     train(net, made, data[5:], rank)
 
-    again, made_again, sparsifier_again = build("fsdp2", "adamw", seed=3)
+    again, made_again, sparsifier_again = build("fsdp2", "adamw", seed=3, method=method)
     model_state, optimizer_state = get_state_dict(again, made_again)
     dcp_load({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=folder)
     set_state_dict(
@@ -122,8 +141,13 @@ def _resume_from_distributed_checkpoint(rank: int, folder: str) -> None:
             assert_close(ours, theirs, rtol=0, atol=0)
 
 
+def _resume_each(rank: int, folder: str) -> None:
+    for method in METHODS:
+        _resume_from_distributed_checkpoint(rank, f"{folder}/{method}", method)
+
+
 def test_a_distributed_checkpoint_resumes_bit_by_bit(tmp_path: Path) -> None:
-    spawn(_resume_from_distributed_checkpoint, str(tmp_path))
+    spawn(_resume_each, str(tmp_path))
 
 
 def _groups_across_shards(rank: int) -> None:

@@ -22,6 +22,7 @@ class Held:
     name: str = "layer.weight"
     pattern: nm.Pattern = field(default_factory=lambda: nm.Pattern(2, 4))
     layout: nm.Layout = field(default_factory=nm.Layout)
+    rest: float = 0.0
 
     def current_mask(self) -> Tensor:
         return self.mask

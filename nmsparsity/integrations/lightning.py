@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,8 +27,9 @@ class SparsityCallback(Callback):
         pattern: ``"N:M"``, N kept of every M; or ``{rule: "N:M"}`` by layer name, such as
             ``{"*layer4*": "1:8"}``. Names begin with the attribute that holds the network:
             ``model.layer4.0.conv1``.
-        method: ``"sr_ste"``, ``"ste"``, ``"fixed"`` (from a trained network), ``"dense"`` (no
-            sparsity, the baseline), or a name that was registered.
+        method: ``"sr_ste"``, ``"ste"``, ``"step"``, ``"s_ste"``, ``"gradual"``, ``"fixed"`` (from a
+            trained network), ``"dense"`` (no sparsity, the baseline), or a name that was
+            registered. Those with a schedule are told the length of the training.
         axis: ``"input"`` (what hardware contracts over) or ``"kernel"`` (the paper's first layout).
         include: only these layers, by name or glob; default all but the exceptions reported.
         exclude: never these layers.
@@ -108,6 +110,13 @@ class SparsityCallback(Callback):
             self.sparsifier.remove()
         return state
 
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Tell the method how long the training is: known here, and not at the fit's start."""
+        assert self.sparsifier is not None
+        steps = optimizer_steps(trainer)
+        if steps is not None:
+            self.sparsifier.plan(steps)
+
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """After the fit: others may sparsify, prune or load the module."""
         if stage == "fit":
@@ -165,6 +174,20 @@ class SparsityCallback(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self.history = list(state["history"])
+
+
+def optimizer_steps(trainer: Trainer) -> int | None:
+    """The optimizer steps of a whole fit, once its data is open; None where it has no end.
+
+    ``trainer.estimated_stepping_batches`` would open the data itself, and Lightning then does not
+    restore how far an interrupted epoch had come.
+    """
+    if trainer.max_steps > 0:
+        return trainer.max_steps
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    if epochs is None or epochs < 0 or batches == float("inf"):
+        return None
+    return max(1, math.ceil(batches / trainer.accumulate_grad_batches) * epochs)
 
 
 _AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
+from torch.optim import Optimizer
 
+from nmsparsity.methods.course import Course
 from nmsparsity.registry import Registry, near
 
 methods: Registry[type[Method]] = Registry("method")
@@ -35,16 +37,39 @@ class Step:
     found_inf: float | Tensor = 0.0
 
 
+@dataclass
+class Stage:
+    """Where one weight stands in its training.
+
+    Attributes:
+        n: how many of every ``m`` are kept now; that of the pattern in the end.
+        m: size of a group.
+        rest: share of their value that pruned weights still have, 0 in the end.
+        state: numbers of the method's own about this weight; they travel in the optimizer's state.
+        largest: the largest value of every group of a tensor of the weight's shape, at each place
+            of its group.
+        total: a sum over the weight; where it is spread over processes, they add theirs up.
+    """
+
+    n: int
+    m: int
+    rest: float = 0.0
+    state: dict[str, float] = field(default_factory=dict)
+    largest: Callable[[Tensor], Tensor] = Tensor.clone
+    total: Callable[[Tensor], Tensor] = Tensor.clone
+
+
 class Method:
     """How a sparse weight is made from a dense one, and what happens around the optimizer step.
 
     The base class itself is the straight-through estimator; a method overrides what it does
     differently.
 
-    A method has three moments, all of them on plain tensors of one weight, without autograd:
+    A method has four moments, all of them on plain tensors of one weight, without autograd:
     `score` (which weights to keep), `effective` (what the model computes with), `before_step` and
-    `after_step`. The gradient is the one at the sparse weight and belongs to the dense weight
-    (straight-through, arXiv 2102.04010); the optimizer updates the dense weight.
+    `after_step`; `start` when a weight is new. What it decides for all weights at once, such as a
+    schedule, is its `course`. The gradient is the one at the sparse weight and belongs to the dense
+    weight (straight-through, arXiv 2102.04010); the optimizer updates the dense weight.
 
     Your own method registers with one decorator:
 
@@ -57,6 +82,30 @@ class Method:
     name: ClassVar[str]
     keeps_mask: ClassVar[bool] = False
     """Whether `score` wants the previous mask; without, masks are not stored."""
+    shows_mask: ClassVar[bool] = False
+    """Whether `before_step` wants the mask that the model computes with."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether masks are by magnitude, W~ = E * W, and no moment lies between update and mask.
+
+        Such weights are projected by the native kernel, all at once.
+        """
+        kind = type(self)
+        return (
+            not kind.keeps_mask
+            and kind.score is Method.score
+            and kind.start is Method.start
+            and kind.effective is Method.effective
+            and kind.after_step is Method.after_step
+        )
+
+    def course(self, optimizer: Optimizer) -> Course:
+        """A new course for a training with this optimizer."""
+        return Course()
+
+    def start(self, dense: Tensor, mask: Tensor, stage: Stage) -> None:
+        """The weight is new, at first or written from outside: fill ``stage.state``."""
 
     def score(self, dense: Tensor, mask: Tensor | None) -> Tensor:
         """One score per weight: the ``n`` largest of every group are kept.
@@ -67,7 +116,7 @@ class Method:
         """
         return dense.abs()
 
-    def effective(self, dense: Tensor, mask: Tensor) -> Tensor:
+    def effective(self, dense: Tensor, mask: Tensor, stage: Stage) -> Tensor:
         """The sparse weight that the model computes with, W~ = E * W."""
         return dense.where(mask, 0.0)
 
@@ -90,13 +139,16 @@ class Weight:
         dense: the dense weight W.
         sparse: the sparse weight W~ of the last forward.
         grad: the gradient; None after the step.
-        mask: the mask E, for methods with ``keeps_mask``.
+        mask: the mask E, for methods with ``keeps_mask`` or ``shows_mask``; None for the latter
+            where the model computes with a weight that was written from outside, as it is.
+        stage: where the weight stands.
     """
 
     dense: Tensor
     sparse: Tensor
     grad: Tensor | None
     mask: Tensor | None
+    stage: Stage
 
 
 def method(name: str) -> Callable[[M], M]:

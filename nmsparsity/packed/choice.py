@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nmsparsity.packed.smaller import pack_smaller, packable
 from nmsparsity.packed.weight import PackedWeight
 from nmsparsity.pattern import Axis, Pattern
-from nmsparsity.promises import declared
+from nmsparsity.promises import declared, pending
 from nmsparsity.sites import Site, sites
 from nmsparsity.targets import Patterns, Selection, Target, select
 
@@ -24,7 +24,14 @@ class Choice:
     promised: bool
 
     def pack(self, weight: Tensor, name: str) -> PackedWeight | None:
-        """The packed weight; None where plain is smaller."""
+        """The packed weight; None where plain is smaller.
+
+        Raises:
+            ValueError: naming the weight, where it is not N:M, or not yet.
+        """
+        waiting = pending().get(id(self.site.parameter))
+        if waiting:
+            raise ValueError(f"{name}: {waiting}; train on, or let go of it by sparsifier.remove()")
         return pack_smaller(weight, self.pattern, self.site.layout, name)
 
 
