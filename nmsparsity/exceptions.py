@@ -41,9 +41,11 @@ def _first_convolution(found: list[Site]) -> dict[str, str]:
 def _classifier(model: nn.Module, found: list[Site]) -> dict[str, str]:
     """The last layer if linear or a 1x1 convolution, but not in a stack of equal blocks.
 
-    With it the heads beside it, those of distillation, say.
+    Nor the output of an attention. With it the heads beside it, those of distillation, say.
     """
     if len(found) < 2 or not _maps_channels(found[-1]):
+        return {}
+    if isinstance([unwrap(model), *found[-1].parents][-1], nn.MultiheadAttention):
         return {}
     if _in_stack(unwrap(model), found[-1].module_name):
         return {}

@@ -82,6 +82,12 @@ def test_an_encoder_without_a_head_has_none() -> None:
     assert reasons(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)) == {}
 
 
+def test_the_projection_at_the_end_of_an_attention_is_no_classifier() -> None:
+    attention = nn.MultiheadAttention(8, 2)
+    assert reasons(attention) == {}
+    assert reasons(Named(body=nn.Linear(8, 8), pool=attention)) == {}
+
+
 def test_a_partly_compiled_stack_is_still_a_stack() -> None:
     blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8)) for _ in range(3))
     blocks[2] = torch.compile(blocks[2], backend="eager")

@@ -111,8 +111,9 @@ def test_no_code_in_a_file_is_run(tmp_path: Path) -> None:
             return (open, (str(tmp_path / "ran"), "w"))
 
     torch.save({"state_dict": {"weight": torch.ones(2, 2)}, "extra": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="other things than tensors"):
+    with pytest.raises(ValueError, match=r"other things than tensors \(io\.open\)") as raised:
         Checkpoint.read(tmp_path / "evil.pt")
+    assert "weights_only" not in str(raised.value)
     assert not (tmp_path / "ran").exists()
 
 
@@ -127,8 +128,11 @@ def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         Checkpoint.read(tmp_path / "nothing.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(ValueError, match=r"text\.pt"):
+    with pytest.raises(ValueError, match=r"text\.pt: no checkpoint that torch can read"):
         Checkpoint.read(tmp_path / "text.pt")
+    (tmp_path / "script.pt").write_text('"""A script."""')
+    with pytest.raises(ValueError, match=r"script\.pt: no checkpoint that torch can read"):
+        Checkpoint.read(tmp_path / "script.pt")
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(ValueError, match=r"text\.safetensors"):
         Checkpoint.read(tmp_path / "text.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -193,9 +194,16 @@ def _unpickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
+        # Not torch's own words, which advise to run the code in the file.
+        if "Unsupported operand" in str(error):
+            raise ValueError(
+                f"{path}: no checkpoint that torch can read, or a damaged one: copy or write it "
+                "again"
+            ) from None
+        found = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"{path}: it holds other things than tensors, which are not loaded since they could "
-            f"run code; save the model's state_dict() ({str(error).splitlines()[0]})"
+            f"{path}: it holds other things than tensors{f' ({found[1]})' if found else ''}, which "
+            "are not loaded since they could run code; save the model's state_dict()"
         ) from None
     except (RuntimeError, KeyError, EOFError, IndexError, OSError) as error:
         if isinstance(error, OSError) and error.filename is not None:
