@@ -1,4 +1,4 @@
-"""The command line: ``nmsparsity train | evaluate | inspect | pack | bench``."""
+"""The command line: ``nmsparsity train | evaluate | predict | inspect | pack | bench``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ Train, check and store neural networks in which at most N of every M weights are
 
   train     train a network from a recipe, dense or N:M sparse from scratch
   evaluate  count a trained network's answers on the whole validation set
+  predict   draw what a trained detector finds on images
   inspect   the per-layer table of any checkpoint or packed file: pattern, density, bytes
   pack      write a checkpoint as one packed file, loss-free
   bench     measure a packed model against dense engines: latency, memory, error
@@ -29,8 +30,8 @@ A first tour, with the images that come with the repository:
   nmsparsity bench first.safetensors --batch 64
 
 Every command has its own --help. --kind, or kind: in a recipe, says which task it is of:
-classification (the default). Data sets are looked for in --data.root, else in the folder that
-the environment variable NMSPARSITY_DATA names, else in ~/.cache/nmsparsity.
+classification (the default), detection, segmentation. Data sets are looked for in --data.root, else
+in the folder that the environment variable NMSPARSITY_DATA names, else in ~/.cache/nmsparsity.
 """
 
 
@@ -88,6 +89,16 @@ def evaluate(words: list[str]) -> int:
     return 0
 
 
+def predict(words: list[str]) -> int:
+    need("lightning", "jsonargparse")
+    need("faster_coco_eval", extra="detection")
+    from nmsparsity.tasks.detection.predict import predict
+
+    for path in predict(words):
+        print(path)
+    return 0
+
+
 def inspect(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="nmsparsity inspect",
@@ -130,6 +141,7 @@ def bench(words: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
+    "predict": predict,
     "inspect": inspect,
     "pack": pack,
     "bench": bench,

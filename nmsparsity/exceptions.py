@@ -17,15 +17,26 @@ def exceptions(model: nn.Module, found: list[Site]) -> dict[str, str]:
     """The name of every weight that is dense by default, with the reason.
 
     The first convolution when it reads an image of up to 3 channels, the final classifiers,
-    depthwise convolutions, tied weights, and convolutions that standardize their weight (zeros
-    do not survive that).
+    depthwise convolutions, tied weights, convolutions that standardize their weight (zeros do
+    not survive that), and what a module names itself in an attribute ``dense_by_default``,
+    ``{name of a layer inside it: reason}``.
     """
     reasons = dict(_first_convolution(found)) | _classifier(model, found)
+    reasons |= _named(model, found)
     for site in found:
         reason = _depthwise(site) or _standardized(site)
         if reason is not None:
             reasons[site.name] = reason
     return reasons | _tied(model, found)
+
+
+def _named(model: nn.Module, found: list[Site]) -> dict[str, str]:
+    """What modules say of layers inside them."""
+    reasons = {}
+    for name, module in unwrap(model).named_modules():
+        for inner, reason in getattr(module, "dense_by_default", {}).items():
+            reasons[f"{name}.{inner}".lstrip(".")] = reason
+    return {s.name: reasons[s.module_name] for s in found if s.module_name in reasons}
 
 
 def _first_convolution(found: list[Site]) -> dict[str, str]:

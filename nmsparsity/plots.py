@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from nmsparsity.telemetry import Telemetry
 
@@ -38,3 +38,47 @@ def plot_telemetry(history: Sequence[Telemetry], path: str | os.PathLike[str]) -
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)
+
+
+def plot_history(
+    rows: Sequence[Mapping[str, float]],
+    panels: Mapping[str, Sequence[str]],
+    path: str | os.PathLike[str],
+) -> None:
+    """Draw logged numbers over the epochs, one panel a unit, one line a number.
+
+    Args:
+        rows: one an epoch, with ``epoch`` and whatever was logged, as `History` collects them.
+        panels: by the label of their axis, the names of the numbers; one that ends in ``/`` stands
+            for all that begin so. Numbers that no row has are left out, and empty panels.
+        path: of the picture; the ending says the format.
+
+    Raises:
+        ValueError: for no rows.
+    """
+    if not rows:
+        raise ValueError("rows []: want the numbers of one epoch at least")
+    from matplotlib.figure import Figure
+
+    known = list(dict.fromkeys(name for row in rows for name in row))
+    lines = {label: _chosen(known, names) for label, names in panels.items()}
+    lines = {label: names for label, names in lines.items() if names}
+    figure = Figure(figsize=(5 * max(1, len(lines)), 4), layout="constrained")
+    for number, (label, names) in enumerate(lines.items(), 1):
+        axes = figure.add_subplot(1, len(lines), number)
+        for name in names:
+            there = [row for row in rows if name in row]
+            epochs = [row["epoch"] for row in there]
+            axes.plot(epochs, [row[name] for row in there], marker=".", label=name)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def _chosen(known: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [
+        name
+        for name in known
+        if any(name == asked or (asked.endswith("/") and name.startswith(asked)) for asked in names)
+    ]

@@ -12,7 +12,9 @@ from nmsparsity.tasks.resnet import SmallResNet, he_init
 
 SMALL = {
     "small_resnet8": (1, 1, 1),
+    "small_resnet10": (1, 1, 1, 1),
     "small_resnet14": (2, 2, 2),
+    "small_resnet18": (2, 2, 2, 2),
     "small_resnet20": (3, 3, 3),
     "small_resnet32": (5, 5, 5),
     "small_resnet56": (9, 9, 9),

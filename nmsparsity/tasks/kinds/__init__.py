@@ -32,6 +32,8 @@ class Listed:
 DEFAULT = "classification"
 KINDS: dict[str, Listed] = {
     "classification": Listed("images with one label each"),
+    "detection": Listed("boxes of objects on images", ("faster_coco_eval",), "detection"),
+    "segmentation": Listed("a mask for every object", ("faster_coco_eval",), "detection"),
 }
 """By name; each is the ``KIND`` of ``nmsparsity.tasks.kinds.<name>``."""
 

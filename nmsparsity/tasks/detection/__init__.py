@@ -1,0 +1,1 @@
+"""Object detection and instance segmentation in the way of COCO, on torchvision's detectors."""

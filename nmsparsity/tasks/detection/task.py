@@ -1,0 +1,198 @@
+"""DetectionTask: a detector, its losses and its average precision, for Lightning."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from nmsparsity.tasks.detection.backbone import Backbone
+from nmsparsity.tasks.detection.dataset import Batch
+from nmsparsity.tasks.detection.detectors import Heads, Model, detector, samplers
+from nmsparsity.tasks.detection.optimizer import StepSGD
+from nmsparsity.tasks.detection.precision import AveragePrecision
+from nmsparsity.tasks.task import Task
+
+CATEGORIES = "categories.json"
+BACKBONE, HEADS, OPTIMIZER = Backbone(), Heads(), StepSGD()
+
+
+class DetectionTask(Task):
+    """Trains a detector with torchvision's losses and scores it on the whole validation set.
+
+    Logs ``train/loss`` and its terms, and COCO's numbers in percent, ``val/box_ap`` first (see
+    `AveragePrecision`). Backbone, pyramid and heads can be N:M; the layers that give scores and
+    boxes, and the first convolution, stay dense unless named.
+
+    Args:
+        model: ``faster_rcnn``, ``retinanet`` or ``fcos``.
+        backbone: the ResNet below, and what it starts from.
+        heads: widths of pyramid and heads.
+        model_options: torchvision's own, such as ``box_score_thresh``.
+        max_detections: the best of an image, for the detector and for AP.
+        optimizer: SGD and its schedule.
+        init_from: a checkpoint, packed file or run folder of a whole detector to start from.
+        categories: names by id; taken from the data by the command line, as what follows.
+        min_size, max_size: sides of images in evaluation.
+        seed: of the anchors and proposals that are trained on.
+        attached: what a file of ours holds beside the weights.
+
+    Attributes:
+        counted: COCO's numbers of the last validation.
+        results: the detections of the last validation, as in a COCO results json.
+        best: the largest ``monitor`` of all epochs.
+    """
+
+    monitor = "box_ap"
+
+    def __init__(
+        self,
+        model: Literal["faster_rcnn", "retinanet", "fcos"] = "faster_rcnn",
+        backbone: Backbone = BACKBONE,
+        heads: Heads = HEADS,
+        model_options: dict[str, Any] | None = None,
+        max_detections: int = 100,
+        optimizer: StepSGD = OPTIMIZER,
+        init_from: str | None = None,
+        categories: dict[int, str] | None = None,
+        min_size: int | None = 800,
+        max_size: int = 1333,
+        seed: int = 0,
+        attached: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(init_from)
+        if categories is None and attached is not None and CATEGORIES in attached:
+            categories = {int(key): its for key, its in json.loads(attached[CATEGORIES]).items()}
+        if not categories:
+            raise ValueError(f"categories {categories}: want names by id, of one at least")
+        chosen: Model = model
+        self.model = detector(
+            chosen,
+            len(categories),
+            backbone,
+            heads,
+            min_size=min_size,
+            max_size=max_size,
+            max_detections=max_detections,
+            **(model_options or {}),
+        )
+        self.categories, self.backbone, self.optimizer = categories, backbone, optimizer
+        self.max_detections, self.seed = max_detections, seed
+        self.best = -math.inf
+        self.results: list[dict[str, Any]] = []
+        self.precision: AveragePrecision | None = None
+
+    def attachments(self) -> dict[str, str]:
+        """The names of the categories."""
+        return {CATEGORIES: json.dumps(self.categories, indent=1)}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Pictures and predictions at the end of a run."""
+        from nmsparsity.tasks.detection.gallery import Gallery
+
+        return [Gallery()]
+
+    def setup(self, stage: str) -> None:
+        """Load the backbone, or the whole detector, to start from."""
+        if stage == "fit":
+            self.backbone.load(self.model.backbone)  # type: ignore[arg-type]
+        super().setup(stage)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Detections of each image ``[3, height, width]``, from 0 to 1; in evaluation."""
+        found: list[dict[str, Tensor]] = self.model(images)
+        return found
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        images, targets = batch
+        numbers = [int(target["image"]) for target in targets]
+        for place, sampler in enumerate(samplers(self.model)):
+            sampler.keys = [(self.seed, self.current_epoch, n, place) for n in numbers]
+        losses = self.model(images, targets)
+        loss = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            terms = ", ".join(f"{name} {value.item():.3g}" for name, value in losses.items())
+            raise ValueError(
+                f"the loss is not finite after {self.global_step} steps ({terms}): lower "
+                "--task.optimizer.lr, lengthen its warmup_epochs, or set "
+                "--trainer.gradient_clip_val"
+            )
+        for name, value in {"loss": loss, **losses}.items():
+            shown = {"prog_bar": name == "loss", "batch_size": len(images)}
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, **shown)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        data = self.trainer.datamodule.evaluation  # type: ignore[attr-defined]
+        masks = self.monitor.startswith("mask")
+        self.precision = AveragePrecision(data, masks=masks, max_detections=self.max_detections)
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        assert self.precision is not None
+        images, targets = batch
+        self.precision.update(self(images), [int(target["image"]) for target in targets])
+
+    def on_validation_epoch_end(self) -> None:
+        assert self.precision is not None
+        trainer = self.trainer
+        options: Any = trainer
+        self.precision.gather(whole=not options.fast_dev_run and options.limit_val_batches == 1.0)
+        self.counted, self.results = self.precision.compute(), self.precision.results
+        logged = dict(self.counted)
+        if trainer.state.fn == "fit":
+            self.best = max(self.best, self.counted[self.monitor])
+            logged[f"best_{self.monitor}"] = self.best
+        for name, value in logged.items():
+            # Every process has counted all of them.
+            self.log(
+                f"val/{name}", float(value), prog_bar=name == self.monitor, rank_zero_only=True
+            )
+
+    def result(self) -> dict[str, Any]:
+        """COCO's numbers of the last validation, and the best of all."""
+        return {**self.counted, f"best_{self.monitor}": self.best}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["best"] = self.best
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.best = checkpoint.get("best", -math.inf)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer.build(self.model)
+        scheduler = LambdaLR(optimizer, self._share_of_lr)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _share_of_lr(self, step: int) -> float:
+        """The share of the peak learning rate at an optimizer step."""
+        trainer = self.trainer
+        if trainer.num_training_batches == float("inf"):
+            # Not known before the first step, whose share is that of step 0.
+            return self.optimizer.share(0, 2**30, 2**30)
+        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        total = trainer.max_steps if trainer.max_steps > 0 else steps * (trainer.max_epochs or 1)
+        return self.optimizer.share(step, steps, total)
+
+
+class SegmentationTask(DetectionTask):
+    """Trains Mask R-CNN; scores boxes and masks, ``val/mask_ap`` first. Otherwise DetectionTask.
+
+    Args:
+        model: ``mask_rcnn``.
+    """
+
+    monitor = "mask_ap"
+
+    def __init__(self, model: Literal["mask_rcnn"] = "mask_rcnn", **options: Any) -> None:
+        super().__init__(model, **options)  # type: ignore[arg-type]

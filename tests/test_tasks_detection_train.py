@@ -1,0 +1,333 @@
+"""Detectors as a user trains them: the command line, interruptions, processes, packed files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from torch.testing import assert_close
+
+import nmsparsity as nm
+from nmsparsity import cli
+from nmsparsity.tasks.detection.dataset import read_image
+from nmsparsity.tasks.detection.draw import draw
+from nmsparsity.tasks.detection.predict import detector_of
+from nmsparsity.tasks.evaluate import evaluate
+from nmsparsity.tasks.train import Run, prepare
+from tests.coco_images import edit, write_coco
+from tests.images import lightning_warnings
+from tests.test_tasks_train import StopAt, assert_same_bits
+
+pytestmark = [
+    *lightning_warnings,
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging"),
+]
+ROOT = Path(__file__).parents[1]
+
+
+def words(folder: Path, *more: str, kind: str = "detection", run: str = "run") -> list[str]:
+    """The command line of a small training on a generated set."""
+    segments = kind == "segmentation"
+    config = {
+        "kind": kind,
+        "task": {
+            "backbone": {
+                "name": "small_resnet10",
+                "options": {"width": 8, "stem_stride": 2},
+                "levels": [2, 3, 4],
+            },
+            "heads": {"pyramid": 16, "box": 32, "anchor_sizes": [12, 20, 28, 40]},
+            "model_options": {"box_batch_size_per_image": 16, "rpn_batch_size_per_image": 32},
+            "optimizer": {"lr": 0.02, "warmup_epochs": 0.5, "milestones": [1]},
+        },
+        "sparsity": {"pattern": "2:4", "method_options": {"decay": 0.01}, "print_report": False},
+        "data": {
+            "source": str(folder / "set"),
+            "train": "train",
+            "val": "val",
+            "batch_size": 2,
+            "min_size": 64,
+            "max_size": 96,
+            "scale": [0.8, 1.2],
+            "workers": 0,
+        },
+        "trainer": {
+            "max_epochs": 2,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "log_every_n_steps": 1,
+        },
+    }
+    if segments:
+        config["task"]["heads"] |= {"mask": 16, "mask_layers": 1}
+    if not (folder / "set").exists():
+        write_coco(folder / "set")
+    recipe = folder / f"{kind}.yaml"
+    recipe.write_text(yaml.safe_dump(config))
+    return ["--config", str(recipe), "--run_dir", str(folder / run), *more]
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+@pytest.fixture(scope="module", params=["detection", "segmentation"])
+def trained(request, tmp_path_factory) -> tuple[Path, str]:
+    """A finished run of each kind: its folder, its kind."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "segmentation":
+        more = ["--task.model_options.box_score_thresh", "0.0"]
+    else:
+        more = ["--task.model_options.box_score_thresh", "0.0", "--task.model", "faster_rcnn"]
+    assert prepare(words(folder, *more, kind=request.param)).fit() is not None
+    return folder, request.param
+
+
+def test_a_run_leaves_predictions_and_pictures(trained: tuple[Path, str]) -> None:
+    folder, kind = trained
+    run = folder / "run"
+    result = json.loads((run / "result.json").read_text())
+    assert result["images"] == 5
+    assert result["best_mask_ap" if kind == "segmentation" else "best_box_ap"] >= 0
+    assert ("mask_ap" in result) == (kind == "segmentation")
+    assert result["density"] < 0.75
+    assert json.loads((run / "categories.json").read_text()) == {"3": "square", "7": "disc"}
+    predictions = json.loads((run / "predictions.json").read_text())
+    assert {entry["category_id"] for entry in predictions} <= {3, 7}
+    assert all(("segmentation" in entry) == (kind == "segmentation") for entry in predictions)
+    assert predictions, "every score counts here"
+    assert size(run / "predictions.png")[0] > 200
+    assert size(run / "curves.png")[0] > 200
+    head = (run / "history.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "val/box_ap", "sparsity/sad"} <= set(head)
+
+
+def test_anyone_can_rescore_the_predictions(trained: tuple[Path, str]) -> None:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    folder, kind = trained
+    truth = COCO(str(folder / "set" / "instances_val.json"))
+    found = truth.loadRes(str(folder / "run" / "predictions.json"))
+    counting = COCOeval(truth, found, "segm" if kind == "segmentation" else "bbox")
+    counting.evaluate()
+    counting.accumulate()
+    counting.summarize()
+    result = json.loads((folder / "run" / "result.json").read_text())
+    name = "mask" if kind == "segmentation" else "box"
+    assert result[f"{name}_ap"] == pytest.approx(100 * counting.stats[0], abs=1e-3)
+    assert result[f"{name}_ar"] == pytest.approx(100 * counting.stats[8], abs=1e-3)
+
+
+def test_packed_says_the_same(trained: tuple[Path, str], capsys) -> None:
+    folder, kind = trained
+    packed = str(folder / "packed.safetensors")
+    assert cli.main(["pack", str(folder / "run"), "-o", packed]) == 0
+    assert cli.main(["inspect", packed]) == 0
+    said = capsys.readouterr().out
+    assert "model.rpn.head.conv.0.0.weight" not in said
+    assert "rpn.head.conv.0.0.weight" in said
+    one, _ = evaluate([str(folder / "run")])
+    other, sentence = evaluate([packed])
+    assert one == other
+    assert sentence.startswith("box: AP ")
+    assert ("\nmask: AP " in sentence) == (kind == "segmentation")
+    model, categories, _ = detector_of(packed)
+    assert categories == {3: "square", 7: "disc"}
+    assert len(nm.verify(model, "2:4").sparse) > 10
+
+
+def test_predict_draws_and_compares(trained: tuple[Path, str], tmp_path: Path, capsys) -> None:
+    folder, _ = trained
+    images = [str(folder / "set" / "val" / f"{number}.png") for number in (1, 2)]
+    run, out = str(folder / "run"), str(tmp_path / "out")
+    found = tmp_path / "found.json"
+    options = ["-o", out, "--threshold", "0.0", "--json", str(found)]
+    assert cli.main(["predict", run, *images, *options]) == 0
+    assert capsys.readouterr().out.split() == [f"{out}/1.png", f"{out}/2.png"]
+    drawn, plain = read_image(f"{out}/1.png"), read_image(images[0])
+    assert drawn.shape == plain.shape
+    assert not torch.equal(drawn, plain)
+    entries = json.loads(found.read_text())
+    assert {entry["file_name"] for entry in entries} <= set(images)
+    assert {entry["category_id"] for entry in entries} <= {3, 7}
+    compare = ["--compare", run, "-o", str(tmp_path / "two")]
+    assert cli.main(["predict", run, images[0], *compare]) == 0
+    assert size(tmp_path / "two" / "1.png")[0] > 2 * plain.shape[2]
+    assert cli.main(["predict", run, *compare, "--grid", "2"]) == 0
+    assert (tmp_path / "two" / "grid.png").exists()
+    assert cli.main(["predict", run, images[0], "-o", str(folder / "set" / "val")]) == 2
+    assert "would be written over" in capsys.readouterr().err
+
+
+def test_predict_refuses_others(tmp_path: Path, capsys) -> None:
+    torch.save({"a": torch.zeros(2, 2)}, tmp_path / "other.pt")
+    assert cli.main(["predict", str(tmp_path / "other.pt"), "x.png"]) == 2
+    assert "want a detector or segmenter" in capsys.readouterr().err
+
+
+def test_compressed_finds_the_same(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    model, _, _ = detector_of(str(folder / "run"))
+    torch.manual_seed(0)
+    images = [torch.rand(3, 64, 96), torch.rand(3, 80, 80)]
+    with torch.no_grad():
+        want = model(images)
+        packed = nm.compress(model, backend="native" if nm.native.available() else "reference")
+        got = packed(images)
+    report = nm.compressed_report(packed)
+    used = {row.layer for row in report.rows if row.kernel is not None}
+    assert any(name.startswith("backbone.body") for name in used)
+    assert any(name.startswith("backbone.fpn") for name in used)
+    assert any(name.startswith("roi_heads.box_head") for name in used)
+    assert any(name.startswith("rpn.head.conv") for name in used)
+    for one, other in zip(want, got, strict=True):
+        assert len(one["boxes"]) == len(other["boxes"]) > 0
+        assert_close(other["boxes"], one["boxes"], rtol=1e-3, atol=1e-2)
+        assert_close(other["scores"], one["scores"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_sigterm_and_the_same_command_again_is_bit_identical(step: int, tmp_path: Path) -> None:
+    whole = prepare(words(tmp_path, run="whole", kind="segmentation"))
+    whole.fit()
+    stopped = prepare(words(tmp_path, kind="segmentation"), [StopAt(step)])
+    assert stopped.fit() is None
+    # What others drew in the meantime does not matter.
+    torch.manual_seed(99)
+    resumed = prepare(words(tmp_path, kind="segmentation"))
+    assert resumed.resume is not None
+    resumed.fit()
+    assert resumed.trainer.global_step == whole.trainer.global_step == 8
+    assert_same_bits(whole, resumed)
+    assert resumed.task.counted == whole.task.counted
+    assert resumed.task.results == whole.task.results
+
+
+class Losses(Callback):
+    """Writes the loss of every step on every process."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, out, *_) -> None:
+        self.losses.append(float(out["loss"]))
+        Path(self.folder, f"losses{trainer.global_rank}.json").write_text(json.dumps(self.losses))
+
+
+FULL = {
+    # So many are always there: torchvision divides by how many were drawn.
+    "faster_rcnn": [
+        *("--task.model_options.box_batch_size_per_image", "4"),
+        *("--task.model_options.rpn_batch_size_per_image", "16"),
+    ],
+    "retinanet": [],
+}
+
+
+@pytest.mark.parametrize("model", FULL)
+def test_two_processes_have_the_loss_of_one(model: str, tmp_path: Path) -> None:
+    """The same images a step, on one process or two: the mean of the losses is the loss."""
+    # Of one size: else other images would be padded together.
+    write_coco(tmp_path / "set", shapes=((64, 64),))
+    options = ["--task.model", model, "--task.backbone.norm", "frozen", "--data.batch_size", "4"]
+    options += ["--data.scale", "[1,1]"]
+    if model == "retinanet":
+        options += ["--task.heads.anchor_sizes", "[12,16,24,32,48]"]
+        options += ["--task.model_options", "{}"]
+    one = prepare(words(tmp_path, *options, *FULL[model], run="one"), [Losses(str(tmp_path))])
+    (tmp_path / "two").mkdir()
+    one.fit()
+    code = (
+        "import sys; from nmsparsity.tasks.train import prepare;"
+        "from tests.test_tasks_detection_train import Losses;"
+        f"prepare(sys.argv[1:], [Losses({str(tmp_path / 'two')!r})]).fit()"
+    )
+    more = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    command = [sys.executable, "-c", code, *words(tmp_path, *options, *FULL[model], *more)]
+    script = tmp_path / "two.py"
+    script.write_text(code)
+    command = [sys.executable, str(script), *command[3:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    subprocess.run(
+        command, cwd=ROOT, env=environment, check=True, timeout=300, stdout=subprocess.DEVNULL
+    )
+    want = json.loads((tmp_path / "losses0.json").read_text())
+    parts = [json.loads((tmp_path / "two" / f"losses{r}.json").read_text()) for r in (0, 1)]
+    got = [(a + b) / 2 for a, b in zip(*parts, strict=True)]
+    assert len(want) == 4
+    assert got == pytest.approx(want, rel=1e-4)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["images"] == 5
+
+
+def test_a_training_learns(tmp_path: Path) -> None:
+    """Overfits eight images in a minute or less."""
+    write_coco(tmp_path / "set", train=8)
+    (tmp_path / "set" / "instances_val.json").write_text(
+        (tmp_path / "set" / "instances_train.json").read_text()
+    )
+    for image in (tmp_path / "set" / "train").iterdir():
+        (tmp_path / "set" / "val" / image.name).write_bytes(image.read_bytes())
+    more = ["--trainer.max_epochs", "30", "--trainer.check_val_every_n_epoch", "30"]
+    more += ["--data.scale", "[1,1]", "--task.optimizer.milestones", "null"]
+    more += ["--trainer.gradient_clip_val", "5"]
+    run = prepare(words(tmp_path, *more))
+    result = run.fit()
+    assert result is not None
+    assert result["box_ap50"] > 60
+    assert nm.verify(run.task, "2:4").ok
+
+
+def test_bad_data_ends_before_training(tmp_path: Path, capsys) -> None:
+    line = words(tmp_path)
+    edit(tmp_path / "set" / "instances_train.json", lambda c: c["images"][0].update(width=5))
+    assert cli.main(["train", *line]) == 2
+    said = capsys.readouterr().err
+    assert "are not of the size the json says" in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+    run = prepare(words(tmp_path, "--task.optimizer.lr", "1e6"))
+    with pytest.raises(ValueError, match=r"loss is not finite after .* lower --task"):
+        run.fit()
+
+
+def test_the_learning_rate_falls_in_steps(tmp_path: Path) -> None:
+    rates: list[float] = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    run: Run = prepare(words(tmp_path), [Look()])
+    run.fit()
+    assert rates == pytest.approx([2e-5, 0.01001, 0.02, 0.02, 0.002, 0.002, 0.002, 0.002])
+
+
+def test_drawing_keeps_below_the_threshold_off() -> None:
+    blank = torch.zeros(3, 30, 30, dtype=torch.uint8)
+    found = {
+        "boxes": torch.tensor([[2.0, 2.0, 10.0, 10.0], [15.0, 15.0, 28.0, 28.0]]),
+        "labels": torch.tensor([1, 2]),
+        "scores": torch.tensor([0.9, 0.1]),
+        "masks": torch.ones(2, 1, 30, 30),
+    }
+    boxes = {name: found[name] for name in ("boxes", "labels", "scores")}
+    drawn = draw(blank, boxes, ["a", "b"])
+    assert drawn[:, 2, 5].any()
+    assert not drawn[:, 15:, 15:].any()
+    assert draw(blank, found, ["a", "b"]).any(0).all(), "the mask covers the image"
+    assert torch.equal(draw(blank, boxes, ["a", "b"], threshold=0.95), blank)
