@@ -1,12 +1,16 @@
 """How fast one packed layer is: ours against the best dense engine, layer by layer.
 
-    pip install onnx onnxruntime openvino        # what is missing is left out, and said
+    pip install 'nmsparsity[bench]'              # what is missing is left out, and said
     python benchmarks/layers.py --threads 1      # writes results/layers-1.md
+    python benchmarks/layers.py --threads 2 --patterns 2:4 4:8 1:4 2:8 1:8 1:16
+    python benchmarks/layers.py --only 3x3 --rounds 2 --out /tmp/quick.md     # a quick look
 
 All engines compute the same layer in one process and take turns; the medians are compared, and our
 results are checked against torch in double precision in the same run. Dense engines get the dense
 weight, fp32, at their defaults; ours gets the weight pruned by magnitude. Linear layers of one
 token cycle through copies of the weight that together exceed the caches, as a whole model does.
+With several threads everything is measured with one thread too, and the scaling is stated.
+Interrupted, the same command goes on. DeepSparse: see deepsparse_client.py.
 """
 
 from __future__ import annotations
@@ -16,130 +20,72 @@ import datetime
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from engines import ENGINES, Run, exported, installed, medians, versions
+from deepsparse_client import DeepSparse
+from journal import Journal
 from machine import machine
-from torch import Tensor, nn
-from torch.nn import functional
+from shapes import SHAPES, Shape, dense, last, module
+from torch import Tensor
 
 import nmsparsity as nm
-from nmsparsity.kernels import KERNELS, Problem
+from nmsparsity.bench import ENGINES
+from nmsparsity.bench.engines import versions
+from nmsparsity.bench.progress import Progress
+from nmsparsity.bench.rounds import interleaved
+from nmsparsity.kernels import KERNELS
 from nmsparsity.packed import PackedWeight
 
 RESULTS = Path(__file__).parent / "results"
-PATTERNS = ("2:4", "4:8", "1:4", "2:8", "1:8", "1:16")
+PATTERNS = ("2:4", "1:4", "1:8", "1:16")
 COLD_BYTES = 96 * 2**20
+OTHERS = ("onnxruntime", "openvino")
+
+Run = Callable[[], Any]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A layer and its input: pixels (or tokens), channels in and out, kernel size."""
-
-    kind: str
-    inputs: int
-    outputs: int
-    size: int  # tokens, or the side of the map
-
-    @property
-    def name(self) -> str:
-        at = f"{self.size} tokens" if self.kind == "linear" else f"{self.size}x{self.size}"
-        return f"{self.kind} {self.inputs} to {self.outputs}, {at}"
-
-    @property
-    def kernel(self) -> int:
-        return 3 if self.kind == "conv 3x3" else 1
-
-    def input(self) -> Tensor:
-        if self.kind == "linear":
-            return torch.randn(self.size, self.inputs)
-        return torch.randn(1, self.inputs, self.size, self.size)
-
-    def weight(self) -> Tensor:
-        shape = (self.outputs, self.inputs)
-        scale = (self.inputs * self.kernel**2) ** -0.5
-        return scale * torch.randn(shape if self.kind == "linear" else (*shape, *2 * [self.kernel]))
-
-    @property
-    def group(self) -> str:
-        if self.kind != "linear":
-            return self.kind
-        return {1: "linear, 1 token, cold", 16: "linear, 16 tokens"}.get(
-            self.size, "linear, 128-512 tokens"
-        )
-
-
-LINEARS = ((512, 512), (512, 2048), (2048, 512), (768, 3072), (4096, 4096))
-SHAPES = [
-    *(Shape("linear", i, o, t) for t in (1, 16, 128, 512) for i, o in LINEARS),
-    *(Shape("conv 1x1", *s) for s in ((64, 256, 56), (256, 64, 56), (512, 128, 28))),
-    *(Shape("conv 1x1", *s) for s in ((1024, 256, 14), (512, 2048, 7))),
-    *(Shape("conv 3x3", *s) for s in ((64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7))),
-]
-
-
-def dense(weight: Tensor, x: Tensor) -> Tensor:
-    if weight.dim() == 2:
-        return functional.linear(x, weight)
-    return functional.conv2d(x, weight, padding=weight.shape[2] // 2)
-
-
-def last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def module(weight: Tensor) -> nn.Module:
-    """The layer as torch has it."""
-    if weight.dim() == 2:
-        layer: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    else:
-        shape = (weight.shape[1], weight.shape[0], weight.shape[2])
-        layer = nn.Conv2d(*shape, padding=weight.shape[2] // 2, bias=False)
-    layer.load_state_dict({"weight": weight})
-    return layer
-
-
-def by_torch(weight: Tensor, x: Tensor, threads: int) -> Run:
-    return lambda: dense(weight, x)
-
-
-def by_torch_last(weight: Tensor, x: Tensor, threads: int) -> Run:
-    weight, x = last(weight), last(x)
-    return lambda: dense(weight, x)
-
-
-def engines(shape: Shape) -> dict[str, Callable[[Tensor, Tensor, int], Run]]:
-    """The dense engines that are installed and fit the layer."""
-    found: dict[str, Callable[[Tensor, Tensor, int], Run]] = {"torch": by_torch}
+def dense_runs(shape: Shape, weight: Tensor, x: Tensor, threads: int) -> dict[str, list[Run]]:
+    """Every dense engine that is installed, with as many copies as exceed the caches."""
+    copies = -(-COLD_BYTES // weight.nbytes) if shape.group.endswith("cold") else 1
+    weights = [weight.clone() for _ in range(copies)]
+    runs: dict[str, list[Run]] = {"torch": [lambda w=w: dense(w, x) for w in weights]}  # type: ignore[misc]
     if shape.kind != "linear":
-        found["torch channels_last"] = by_torch_last
-    for name in filter(installed, ENGINES):
-        found[name] = lambda w, x, threads, name=name: ENGINES[name](
-            exported(module(w), x), x, threads
-        )
-    return found
+        w, y = last(weight), last(x)
+        runs["torch channels_last"] = [lambda: dense(w, y)]
+    for name in OTHERS:
+        if ENGINES[name].missing() is None and not (copies > 1 and name == "openvino"):
+            # It takes minutes to compile that many models.
+            runs[name] = [ENGINES[name].start(module(w), x, threads) for w in weights]
+    return runs
 
 
-def by_us(shape: Shape, weight: Tensor, x: Tensor, pattern: nm.Pattern) -> tuple[Run, Tensor]:
-    """Our run, and the weight it multiplies by."""
-    pruned = weight * pattern.mask(weight.abs())
-    pad = (shape.kernel // 2,) * 2
-    kind = "linear" if shape.kind == "linear" else "conv2d"
-    problem = Problem(kind, tuple(weight.shape), pattern, torch.float32, padding=pad)
-    if kind == "linear":
-        problem = Problem(kind, tuple(weight.shape), pattern, torch.float32)
-    kernel = KERNELS["native"]
-    tiles = kernel.tile(problem, PackedWeight.pack(pruned, pattern))
-    return lambda: kernel.run(problem, tiles, x), pruned
+def by_us(shape: Shape, weight: Tensor, x: Tensor, pattern: nm.Pattern) -> Run:
+    """Our run of a pruned weight."""
+    problem, kernel = shape.problem(pattern), KERNELS["native"]
+    tiles = kernel.tile(problem, PackedWeight.pack(weight, pattern))
+    return lambda: kernel.run(problem, tiles, x)
+
+
+def by_deepsparse(
+    server: DeepSparse | None, shape: Shape, weights: dict[str, Tensor], x: Tensor, threads: int
+) -> dict[str, Run]:
+    """DeepSparse with the dense and the pruned weights."""
+    if server is None or shape.group.endswith("cold"):
+        return {}
+    return {
+        f"deepsparse {text}": server.start(module(its), x, threads) for text, its in weights.items()
+    }
 
 
 def cycle(runs: list[Run]) -> Run:
     """One of the copies after the other."""
+    if len(runs) == 1:
+        return runs[0]
     turn = 0
 
-    def run() -> Tensor:
+    def run() -> Any:
         nonlocal turn
         turn = (turn + 1) % len(runs)
         return runs[turn]()
@@ -147,79 +93,152 @@ def cycle(runs: list[Run]) -> Run:
     return run
 
 
-def measure(shape: Shape, threads: int, rounds: int) -> tuple[str, dict[str, float], float]:
-    """The best dense engine, seconds by engine and pattern, and the largest error of ours."""
+def relative(y: Tensor, truth: Tensor) -> float:
+    return float((y - truth).abs().max() / truth.abs().max())
+
+
+def measure(
+    shape: Shape, patterns: list[str], threads: int, rounds: int, server: DeepSparse | None
+) -> dict[str, Any]:
+    """Seconds by engine and pattern, and the largest error of ours."""
     torch.manual_seed(0)
+    torch.set_num_threads(threads)
     x, weight = shape.input(), shape.weight()
-    copies = -(-COLD_BYTES // weight.nbytes) if shape.group.endswith("cold") else 1
-    runs: dict[str, Run] = {}
-    for name, make in engines(shape).items():
-        if copies > 1 and name == "openvino":
-            continue  # It takes minutes to compile that many models.
-        runs[name] = cycle([make(weight.clone(), x, threads) for _ in range(copies)])
-    error = 0.0
-    for text in PATTERNS:
-        made = [by_us(shape, weight, x, nm.Pattern.parse(text)) for _ in range(copies)]
-        runs[text] = cycle([run for run, _ in made])
-        truth = dense(made[0][1].double(), x.double())
-        error = max(error, float((runs[text]() - truth).abs().max() / truth.abs().max()))
-        if shape.kind != "linear":
-            lasts, _ = by_us(shape, weight, last(x), nm.Pattern.parse(text))
-            runs[f"{text} channels_last"] = lasts
-            error = max(error, float((lasts() - truth).abs().max() / truth.abs().max()))
-    times = medians(runs, rounds)
-    best = min((name for name in times if ":" not in name), key=lambda name: times[name])
-    return best, times, error
-
-
-def line(shape: Shape, best: str, times: dict[str, float], error: float) -> tuple[str, list[float]]:
-    cells, ratios = [], []
-    work = 2 * shape.inputs * shape.outputs * shape.kernel**2
-    work *= shape.size if shape.kind == "linear" else shape.size**2
-    for text in PATTERNS:
-        name = min(
-            (n for n in (text, f"{text} channels_last") if n in times), key=lambda n: times[n]
-        )
+    made = dense_runs(shape, weight, x, threads)
+    copies, error, pruned = len(made["torch"]), 0.0, {"dense": weight}
+    for text in patterns:
         pattern = nm.Pattern.parse(text)
-        ratios.append(times[best] / times[name])
-        speed = work * pattern.density / times[name] / 1e9
-        cells.append(f"{ratios[-1]:.2f} ({speed:.0f}{'' if name == text else ', last'})")
-    start = f"| {shape.name} | {best} {times[best] * 1e6:.0f} us | {work / times[best] / 1e9:.0f} |"
-    return f"{start} {' | '.join(cells)} | {error:.0e} |", ratios
+        pruned[text] = weight * pattern.mask(weight.abs())
+        made[text] = [by_us(shape, pruned[text], x, pattern) for _ in range(copies)]
+        if shape.kind != "linear":
+            made[f"{text} channels_last"] = [by_us(shape, pruned[text], last(x), pattern)]
+        truth = dense(pruned[text].double(), x.double())
+        error = max([error, *(relative(made[n][0](), truth) for n in made if n.startswith(text))])
+    runs = {name: cycle(its) for name, its in made.items()}
+    runs |= by_deepsparse(server, shape, pruned, x, threads)
+    times = {name: its.median for name, its in interleaved(runs, rounds).items()}
+    return {"times": times, "error": error}
 
 
-def main() -> None:
+def ours(times: dict[str, float], pattern: str) -> str:
+    """The faster of the two memory formats."""
+    return min(
+        (n for n in (pattern, f"{pattern} channels_last") if n in times), key=times.__getitem__
+    )
+
+
+def best_dense(times: dict[str, float]) -> str:
+    asked = [name for name in times if ":" not in name and not name.startswith("deepsparse")]
+    return min(asked, key=times.__getitem__)
+
+
+def ratio(found: dict[str, Any], pattern: str) -> float:
+    times = found["times"]
+    return float(times[best_dense(times)] / times[ours(times, pattern)])
+
+
+def line(shape: Shape, found: dict[str, Any], one: dict[str, Any], patterns: list[str]) -> str:
+    """A row of the table; ``one`` is what was found with one thread."""
+    times, best = found["times"], best_dense(found["times"])
+    scaled = found is not one
+    cells = []
+    for text in patterns:
+        name = ours(times, text)
+        useful = shape.work * nm.Pattern.parse(text).density / times[name] / 1e9
+        scaling = one["times"][ours(one["times"], text)] / times[name]
+        also = f", {'last, ' if name != text else ''}".rstrip(" ,")
+        more = f", scales {scaling:.2f}" if scaled else ""
+        cells.append(f"{ratio(found, text):.2f} ({useful:.0f}{also}{more})")
+    scaling = one["times"][best_dense(one["times"])] / times[best]
+    more = f", scales {scaling:.2f}" if scaled else ""
+    head = f"| {shape.name} | {best} {times[best] * 1e6:.0f} us{more} "
+    cells = [f"{shape.work / times[best] / 1e9:.0f}", *cells, f"{found['error']:.0e}"]
+    return f"{head}| {' | '.join(cells)} |"
+
+
+def beside_deepsparse(found: dict[str, dict[str, Any]], patterns: list[str]) -> list[str]:
+    """Its times and ours, where it was there."""
+    with_it = {n: f["times"] for n, f in found.items() if "deepsparse dense" in f["times"]}
+    if not with_it:
+        return []
+    lines = ["", "DeepSparse 1.8.0 beside them, microseconds, its / ours (above 1 ours is faster):"]
+    lines += [
+        "",
+        f"| layer | its dense | {' | '.join(patterns)} |",
+        "|---" * (len(patterns) + 2) + "|",
+    ]
+    for name, times in with_it.items():
+        cells = []
+        for text in patterns:
+            its, our = times[f"deepsparse {text}"], times[ours(times, text)]
+            cells.append(f"{its * 1e6:.0f} / {our * 1e6:.0f} = {its / our:.2f}")
+        lines.append(f"| {name} | {times['deepsparse dense'] * 1e6:.0f} | {' | '.join(cells)} |")
+    return lines
+
+
+def medians(
+    found: dict[str, dict[str, Any]], shapes: list[Shape], patterns: list[str]
+) -> list[str]:
+    lines = ["", "Medians of a class:", "", f"| class | {' | '.join(patterns)} |"]
+    lines.append("|---" * (len(patterns) + 1) + "|")
+    for group in dict.fromkeys(shape.group for shape in shapes):
+        its = [found[shape.name] for shape in shapes if shape.group == group]
+        middle = (statistics.median(ratio(one, text) for one in its) for text in patterns)
+        lines.append(f"| {group} | {' | '.join(f'{value:.2f}' for value in middle)} |")
+    return lines
+
+
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
     parser.add_argument("--only", default="", help="shapes whose name has this in it")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    head = f"| layer | best dense | GFLOP/s | {' | '.join(PATTERNS)} | error |"
+    parser.add_argument("--deepsparse", help="the python of an environment with deepsparse 1.8.0")
+    parser.add_argument("--out", type=Path, help="default: results/layers-THREADS.md")
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def main() -> None:
+    asked = options()
+    if asked.deepsparse and not Path(asked.deepsparse).exists():
+        raise SystemExit(f"--deepsparse {asked.deepsparse}: no such interpreter")
+    out, patterns = asked.out or RESULTS / f"layers-{asked.threads}.md", asked.patterns
+    shapes = [shape for shape in SHAPES if asked.only in shape.name]
+    counts = sorted({1, asked.threads})
+    settings = {**vars(asked), "out": str(out), "machine": machine(), "isa": nm.native.isa()}
+    journal = Journal(out, settings | {"versions": versions()})
+    server = DeepSparse(asked.deepsparse) if asked.deepsparse else None
+    with Progress(len(shapes) * len(counts)) as progress:
+        for shape in shapes:
+            for threads in counts:
+                name = f"{shape.name}, {threads}"
+                if name not in journal.found:
+                    journal.put(name, measure(shape, patterns, threads, asked.rounds, server))
+                progress.step(name)
+            found = {s.name: journal.found.get(f"{s.name}, {asked.threads}") for s in shapes}
+            one = journal.found[f"{shape.name}, 1"]
+            one = found[shape.name] if asked.threads == 1 else one
+            print(line(shape, found[shape.name], one, patterns), flush=True)
     lines = [
-        f"# Packed layers against the best dense engine, {options.threads} thread(s)",
+        f"# Packed layers against the best dense engine, {asked.threads} thread(s)",
         "",
         "Ratio of times, dense over packed; above 1 ours is faster. In brackets useful GFLOP/s "
         "(counting kept weights only), and `last` where channels_last is the faster of the two "
-        f"memory formats. Medians of {options.rounds} rounds, all engines in turn in one process. "
+        f"memory formats. Medians of {asked.rounds} rounds, all engines in turn in one process. "
+        "`scales`: time with one thread over time with all, of the fastest each time. "
         "`error` is ours against double precision, relative to the largest output.",
         "",
-        head,
+        head := f"| layer | best dense | GFLOP/s | {' | '.join(patterns)} | error |",
         "|---" * (head.count("|") - 1) + "|",
     ]
-    groups: dict[str, list[list[float]]] = {}
-    with torch.no_grad():
-        for shape in SHAPES:
-            if options.only in shape.name:
-                text, ratios = line(shape, *measure(shape, options.threads, options.rounds))
-                groups.setdefault(shape.group, []).append(ratios)
-                lines.append(text)
-                print(text, flush=True)
-    lines += ["", "Medians of a class:", "", f"| class | {' | '.join(PATTERNS)} |"]
-    lines.append("|---" * (len(PATTERNS) + 1) + "|")
-    for group, rows in groups.items():
-        middle = (f"{statistics.median(column):.2f}" for column in zip(*rows, strict=True))
-        lines.append(f"| {group} | {' | '.join(middle)} |")
+    for shape in shapes:
+        its = journal.found[f"{shape.name}, {asked.threads}"]
+        one = its if asked.threads == 1 else journal.found[f"{shape.name}, 1"]
+        lines.append(line(shape, its, one, patterns))
+    found = {s.name: journal.found[f"{s.name}, {asked.threads}"] for s in shapes}
+    lines += medians(found, shapes, patterns) + beside_deepsparse(found, patterns)
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     lines += [
         "",
@@ -227,7 +246,7 @@ def main() -> None:
         f"{versions()}. Instruction set: {nm.native.isa()}.",
         f"Command: `python benchmarks/{command}`, {datetime.date.today()}.",
     ]
-    (RESULTS / f"layers-{options.threads}.md").write_text("\n".join(lines) + "\n")
+    journal.close(out, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

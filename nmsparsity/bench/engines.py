@@ -175,8 +175,12 @@ def named(values: list[Tensor]) -> dict[str, Tensor]:
     return {f"input{number}": x.contiguous() for number, x in enumerate(values)}
 
 
-def exported(flat: Flat, dynamic: Mapping[str, Mapping[int, str]] | None = None) -> bytes:
-    """A model as ONNX; ``dynamic`` names the sizes that may change."""
+def exported(
+    flat: Flat,
+    dynamic: Mapping[str, Mapping[int, str]] | None = None,
+    opset: int | None = None,
+) -> bytes:
+    """A model as ONNX; ``dynamic`` names the sizes that may change, ``opset`` its version."""
     names, file = named(flat.tensors), io.BytesIO()
     with quiet(), dense_attention():
         torch.onnx.export(
@@ -186,6 +190,7 @@ def exported(flat: Flat, dynamic: Mapping[str, Mapping[int, str]] | None = None)
             dynamo=False,
             input_names=list(names),
             dynamic_axes=dynamic,
+            opset_version=opset,
         )
     return file.getvalue()
 

@@ -141,7 +141,20 @@ class _Work:
 
     def _note(self, name: str, run: Run, grown: Footprint, expected: Any) -> None:
         self.errors[name] = error(run(), expected)
-        self.runs[name], self.memory[name] = run, grown
+        self.runs[name], self.memory[name] = self._waited(run), grown
+
+    def _waited(self, run: Run) -> Run:
+        """The run, until a GPU has done what it was told."""
+        device = tensors(self.inputs)[0].device
+        if device.type != "cuda":
+            return run
+
+        def wait() -> Any:
+            result = run()
+            torch.cuda.synchronize(device)
+            return result
+
+        return wait
 
 
 def error(given: Any, expected: Any) -> float:

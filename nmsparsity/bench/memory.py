@@ -43,8 +43,7 @@ def footprint(start: Callable[[], T], run: Callable[[T], object]) -> tuple[T, Fo
         run(made)
         return made, Footprint()
     run(made)
-    peak = _kibibytes("VmHWM")
-    return made, Footprint(max(0, resident - before), max(0, peak - before))
+    return made, Footprint(max(0, resident - before), max(0, highest() - before))
 
 
 def settled() -> int | None:
@@ -63,6 +62,11 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def highest() -> int:
+    """The most resident bytes there were since `reset_peak`, on a system that tells."""
+    return _kibibytes("VmHWM")
 
 
 def _kibibytes(name: str) -> int:

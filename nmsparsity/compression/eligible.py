@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from nmsparsity.layers.attention import why_closed
-from nmsparsity.layers.packing import why_not
+from nmsparsity.layers.packing import why_no_device, why_not
 from nmsparsity.packed.infer import shown
 from nmsparsity.packed.weight import DTYPES
 from nmsparsity.pattern import Pattern
@@ -83,10 +83,5 @@ def _why_not(
     around = attention.get(id(module))
     if around is not None:
         closed = why_closed(around)
-        return _why_dtype(target) if closed is None else closed
+        return why_no_device(target.site.parameter.device) if closed is None else closed
     return why_not(module)
-
-
-def _why_dtype(target: Target) -> str | None:
-    device = target.site.parameter.device
-    return None if device.type == "cpu" else f"it is on {device}, and packed kernels run on the CPU"

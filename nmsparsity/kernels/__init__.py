@@ -7,5 +7,16 @@ from nmsparsity.kernels.native import NativeKernel
 from nmsparsity.kernels.op import apply
 from nmsparsity.kernels.problem import Problem
 from nmsparsity.kernels.reference import ReferenceKernel
+from nmsparsity.kernels.semi_structured import CusparseltKernel, CutlassKernel
 
-__all__ = ["KERNELS", "Kernel", "NativeKernel", "Problem", "ReferenceKernel", "apply", "kernel"]
+__all__ = [
+    "KERNELS",
+    "CusparseltKernel",
+    "CutlassKernel",
+    "Kernel",
+    "NativeKernel",
+    "Problem",
+    "ReferenceKernel",
+    "apply",
+    "kernel",
+]

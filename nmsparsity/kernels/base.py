@@ -37,7 +37,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def tile(self, problem: Problem, weight: PackedWeight) -> tuple[Tensor, ...]:
-        """The weight in run-time form: plain tensors, on the CPU."""
+        """The weight in run-time form: plain tensors, on the CPU or on the problem's device."""
 
     @abstractmethod
     def untile(self, problem: Problem, tiles: Sequence[Tensor]) -> PackedWeight:

@@ -27,9 +27,9 @@ class Example:
     residual: bool = False
     calls: int = 1
 
-    def input(self, dtype: torch.dtype) -> Tensor:
+    def input(self, problem: Problem) -> Tensor:
         """An input of this shape and format."""
-        x = torch.ones(self.shape, dtype=dtype)
+        x = torch.ones(self.shape, dtype=problem.dtype, device=problem.device)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
 
@@ -90,6 +90,8 @@ def fastest(
         return choose(problem)
     unnamed = replace(problem, name="").to_string()
     question = [unnamed, bias is not None, [k.name for k in able], [asdict(e) for e in examples]]
+    if problem.device != "cpu":
+        question.append(torch.cuda.get_device_name(problem.device))
     times = choices.get(question)
     if times is None:
         times = _measure(problem, weight, bias, examples, able)
@@ -115,11 +117,12 @@ def _measure(
     able: Sequence[Kernel],
 ) -> dict[str, float]:
     """Milliseconds by kernel, and for ``"dense"``, over all the calls of one run."""
-    tiles = {kernel.name: kernel.tile(problem, weight) for kernel in able}
-    dense = weight.unpack()
+    device = problem.device
+    tiles = {k.name: [tile.to(device) for tile in k.tile(problem, weight)] for k in able}
+    dense = weight.unpack().to(device)
     total = dict.fromkeys(["dense", *tiles], 0.0)
     for example in examples:
-        x = example.input(problem.dtype)
+        x = example.input(problem)
         residual = multiply(problem, dense, x, bias) if example.residual else None
         calls: dict[str, Callable[[], Tensor]] = {
             "dense": lambda x=x, r=residual, a=example.activation: _dense(  # type: ignore[misc]
@@ -131,9 +134,22 @@ def _measure(
             calls[kernel.name] = lambda k=kernel, x=x, e=epilogue: k.run(  # type: ignore[misc]
                 problem, tiles[k.name], x, *e
             )
-        for name, ms in medians(calls).items():
+        for name, ms in medians({n: _waited(call, device) for n, call in calls.items()}).items():
             total[name] += ms * example.calls
     return total
+
+
+def _waited(call: Callable[[], Tensor], device: str) -> Callable[[], Tensor]:
+    """The call, until a GPU has done what it was told."""
+    if device == "cpu":
+        return call
+
+    def wait() -> Tensor:
+        result = call()
+        torch.cuda.synchronize(device)
+        return result
+
+    return wait
 
 
 def _dense(

@@ -50,7 +50,9 @@ class NativeKernel(Kernel):
         self._planner = Planner()
 
     def refuses(self, problem: Problem) -> str | None:
-        """Why not: no library, or another dtype than fp32."""
+        """Why not: no library, another device, or another dtype than fp32."""
+        if problem.device != "cpu":
+            return f"it runs on the CPU, the weight is on {problem.device}"
         if not native.available():
             return "nmsparsity was installed without its native library"
         if problem.dtype != torch.float32:

@@ -40,6 +40,7 @@ class Problem:
         pattern: N, M and the axis.
         dtype: of weight, bias, input and output.
         stride, padding, dilation, groups: of a convolution, as in `nn.Conv2d`.
+        device: where the weight is and the product is made: ``"cpu"``, ``"cuda:0"``.
         name: the layer's name, for errors.
 
     Raises:
@@ -54,6 +55,7 @@ class Problem:
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     groups: int = 1
+    device: str = "cpu"
     name: str = field(default="layer", compare=False)
 
     def __post_init__(self) -> None:

@@ -34,7 +34,9 @@ class ReferenceKernel(Kernel):
     name = "reference"
 
     def refuses(self, problem: Problem) -> str | None:
-        """Nothing: torch runs everything that can be packed."""
+        """Only another device: torch runs everything that can be packed."""
+        if problem.device != "cpu":
+            return f"it unpacks on the CPU at every call, the weight is on {problem.device}"
         return None
 
     def tile(self, problem: Problem, weight: PackedWeight) -> tuple[Tensor, ...]:

@@ -34,7 +34,7 @@ class PackedConv1d(PackedLayer):
     @property
     def weight(self) -> Tensor:
         """The dense weight, unpacked anew: ``[out, in, width]``."""
-        return self.packed.unpack().squeeze(2)
+        return super().weight.squeeze(2)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """``[N, in, width]``, or without N, to the same with ``out`` channels."""

@@ -25,7 +25,7 @@ class PackedLinear(PackedLayer):
     @property
     def weight(self) -> Tensor:
         """The dense weight, unpacked anew: ``[out, in]``, or ``[in, out]`` as ``Conv1D`` has it."""
-        weight = self.packed.unpack()
+        weight = super().weight
         return weight.t().contiguous() if hasattr(self.__dict__["_plain"], "nf") else weight
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:

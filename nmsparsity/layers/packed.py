@@ -78,7 +78,7 @@ class PackedLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight, unpacked anew at every use; laid out as the plain layer has it."""
-        return self.packed.unpack()
+        return self.packed.unpack().to(self.tiles[0].device)
 
     @property
     def nbytes(self) -> int:
@@ -152,7 +152,7 @@ class PackedLayer(nn.Module):
         tiles = self.kernel.tile(problem, weight)
         self._tile_names = tuple(f"tile{number}" for number in range(len(tiles)))
         for name, tile in zip(self._tile_names, tiles, strict=True):
-            self.register_buffer(name, tile, persistent=False)
+            self.register_buffer(name, tile.to(problem.device), persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
         """Moves as a module does; a change of dtype converts the values and tiles them anew."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nmsparsity.kernels.problem import Pair, Problem
@@ -54,22 +55,33 @@ def why_not(module: nn.Module) -> str | None:
     weight = module._parameters["weight"]
     if weight is None or weight.dtype not in DTYPES:
         return f"its dtype {None if weight is None else weight.dtype} has no packed form"
-    if weight.device.type != "cpu":
-        return f"it is on {weight.device}, and packed kernels run on the CPU: move it there first"
-    return _why_no_geometry(module) if isinstance(module, (nn.Conv1d, nn.Conv2d)) else None
+    reason = why_no_device(weight.device)
+    if reason is None and isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return _why_no_geometry(module)
+    return reason
+
+
+def why_no_device(device: torch.device) -> str | None:
+    """Why nothing can be packed there; None for the devices that have kernels.
+
+    >>> why_no_device(torch.device("meta"))
+    'it is on meta, and packed kernels run on CPUs and NVIDIA GPUs: move it there first'
+    """
+    if device.type in ("cpu", "cuda"):
+        return None
+    return f"it is on {device}, and packed kernels run on CPUs and NVIDIA GPUs: move it there first"
 
 
 def describe(module: nn.Module, pattern: Pattern, name: str) -> Problem:
     """The problem that a layer poses; it must be one that can be packed."""
     weight = _weight(module)
-    shape, dtype = tuple(weight.shape), weight.dtype
+    shape, dtype, device = tuple(weight.shape), weight.dtype, str(weight.device)
     if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
-        return Problem("linear", shape, pattern, dtype, name=name)
+        return Problem("linear", shape, pattern, dtype, device=device, name=name)
     stride, dilation = _pair(module.stride, 1), _pair(module.dilation, 1)
     padding = _padding(module)
-    return Problem(
-        "conv2d", shape, pattern, dtype, stride, padding, dilation, module.groups, name=name
-    )
+    geometry = (stride, padding, dilation, module.groups)
+    return Problem("conv2d", shape, pattern, dtype, *geometry, device=device, name=name)
 
 
 def packed_weight(module: nn.Module, pattern: Pattern, name: str) -> PackedWeight:

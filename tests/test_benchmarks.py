@@ -1,0 +1,136 @@
+"""The scripts of benchmarks/: small ones run to the end; interrupted ones go on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from nmsparsity.bench.rounds import interleaved
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def script(name: str, *words: str) -> str:
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_layers_and_their_scaling(tmp_path: Path) -> None:
+    out = tmp_path / "layers.md"
+    words = ["--only", "512 to 512, 16 tok", "--rounds", "1", "--patterns", "2:4", "--threads"]
+    script("layers", *words, "2", "--out", str(out))
+    text = out.read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("| linear 512 to 512")]
+    assert line.count("scales") == 2
+    assert float(line.split("|")[-2]) < 1e-5
+    assert "| linear, 16 tokens | " in text
+    for fact in ("Machine: ", "Instruction set: ", "Command: `python benchmarks/layers.py --only"):
+        assert fact in text
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["layers.md"]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the peaks are a C++ program")
+def test_roofline(tmp_path: Path) -> None:
+    out = tmp_path / "roof.md"
+    script("roofline", "--only", "512 to 512, 16 tok", "--rounds", "1", "--out", str(out))
+    text = out.read_text()
+    limit = float(text.split("Measured limits: ")[1].split(" ")[0])
+    assert limit > 1
+    assert "| linear 512 to 512, 16 tokens | " in text
+    assert (tmp_path / "roof.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_measurement_goes_on(tmp_path: Path) -> None:
+    from journal import Journal
+
+    result, settings = tmp_path / "found.md", {"rounds": 3, "patterns": ("2:4",)}
+    first = Journal(result, settings)
+    first.put("fc", {"ms": 1.5})
+    assert Journal(result, settings).found == {"fc": {"ms": 1.5}}
+    assert Journal(result, settings | {"rounds": 4}).found == {}
+    first.path.write_text("half a")
+    assert Journal(result, settings).found == {}
+    first.close(result, "done")
+    assert [path.name for path in tmp_path.iterdir()] == ["found.md"]
+
+
+def test_a_step_with_a_cache_is_a_step_of_the_whole() -> None:
+    from decoder import Decoder
+
+    torch.manual_seed(0)
+    model = Decoder(words=50, width=16, heads=2, depth=2).eval()
+    with torch.no_grad():
+        empty = [torch.zeros(1, 2, 0, 8) for _ in range(4)]
+        _, *past = model(torch.tensor([[3]]), torch.tensor([[0]]), *empty)
+        scores, *present = model(torch.tensor([[7]]), torch.tensor([[1]]), *past)
+        x = model.words(torch.tensor([[3, 7]])) + model.places(torch.tensor([[0, 1]]))
+        for block in model.blocks:
+            q, k, v = (
+                one.unflatten(-1, (2, -1)).transpose(1, 2)
+                for one in block.qkv(block.norm1(x)).chunk(3, -1)
+            )
+            seen = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + block.out(seen.transpose(1, 2).flatten(2))
+            x = x + block.down(block.gelu(block.up(block.norm2(x))))
+    assert_close(scores[:, 0], model.head(model.norm(x))[:, 1])
+    assert [tuple(one.shape) for one in present] == 4 * [(1, 2, 2, 8)]
+
+
+def test_generation_by_every_engine_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    import decoder
+
+    monkeypatch.delitem(decoder.STARTS, "compile")  # It takes a minute; the script runs it.
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    small = decoder.Decoder(words=50, width=64, heads=2, depth=1)
+    found = decoder.benchmark(["2:4"], 1, 1, small)
+    torch.set_num_threads(threads)
+    assert {"torch", "2:4"} <= {row.name for row in found.rows}
+    assert not [why for why in found.missing.values() if "not installed" not in why]
+    assert all(row.error < 1e-4 for row in found.rows)
+    assert found.batch == decoder.STEPS
+
+
+def test_what_models_and_memory_say() -> None:
+    import memory
+    import models
+
+    made, x = torch.nn.Linear(4, 3), torch.ones(2, 4)
+    from nmsparsity import benchmark
+
+    found = benchmark(torch.nn.Sequential(made), x, patterns="2:4", against=["torch"], rounds=1)
+    facts: dict[str, Any] = json.loads(json.dumps(models.facts(found)))
+    lines = models.section("net", facts)
+    assert lines[1] == "## net"
+    assert lines[-1].startswith("| 2:4 | ")
+    assert memory.held(made) == 4 * (12 + 3)
+    tied = torch.nn.Sequential(made, made)
+    assert memory.held(tied) == 4 * (12 + 3)
+    assert set(memory.CASES.values()) == set(models.MODELS)
+
+
+def test_calls_that_time_themselves() -> None:
+    class Elsewhere:
+        def __call__(self) -> object:
+            return None
+
+        def seconds(self, repeats: int) -> float:
+            return 2.0 * repeats
+
+    assert interleaved({"a": Elsewhere()}, 3)["a"].turns == (2.0, 2.0, 2.0)
