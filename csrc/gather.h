@@ -1,12 +1,11 @@
 // The inputs of a tile of output pixels, brought together: one line of pixels for every input.
 #pragma once
 
-#include "floats.h"
+#include "pick.h"
 #include "pixels.h"
 
 namespace {
 
-constexpr int window = 16;
 constexpr int most_vectors = 8;
 constexpr int most_pixels = most_vectors * lanes;
 

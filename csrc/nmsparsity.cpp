@@ -108,7 +108,7 @@ struct Grid {
 
   explicit Grid(const nms_product& product)
       : p(product), pixels(p.images * p.out_height * p.out_width),
-        tile(p.vectors * (p.mode == NMS_TOKENS ? p.depth : kernels->lanes)),
+        tile(p.vectors * (p.mode == NMS_TOKENS ? p.turns : kernels->lanes)),
         tiles(divide_up(pixels, tile)), blocks(divide_up(p.rows, kernels->lanes)) {
     // Even tiles: 13 vectors are 7 and 6, not 8 and 5.
     const std::int64_t unit = p.mode == NMS_TOKENS ? 1 : kernels->lanes;
@@ -125,8 +125,8 @@ struct Grid {
 // Whether the order of the work fits the layer.
 bool can_follow(const nms_product& p) {
   if (p.vectors < 1 || p.vectors > 8 || p.depth < 1 || p.windows * p.slots % 8) return false;
-  if (p.mode == NMS_COLUMNS) return p.depth * p.slots % 8 == 0;
-  return p.depth <= 16 && p.x_channel == 1 && p.y_channel == 1 && p.channels % 16 == 0;
+  if (p.depth * p.slots % 8) return false;
+  return p.mode == NMS_COLUMNS || (p.turns >= 1 && p.turns <= 16);
 }
 
 void run_tasks(std::int64_t begin, std::int64_t end, void* context) {

@@ -32,7 +32,8 @@ typedef struct nms_product {
   int32_t activation;      // nms_activation
   int32_t mode;            // nms_mode
   int32_t vectors;         // columns: vectors of a tile, 1 to 8; tokens: pixels at a time, 1 to 8
-  int32_t depth;           // columns: windows of a tile; tokens: tiles that share weights, 1 to 16
+  int32_t depth;           // windows of a tile
+  int32_t turns;           // tokens: tiles that share weights, 1 to 16
   int32_t threads;         // that will share the work
 } nms_product;
 

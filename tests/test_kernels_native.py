@@ -19,8 +19,13 @@ from nmsparsity.kernels.plan import Plan, plans
 from nmsparsity.kernels.problem import memory_format
 from nmsparsity.kernels.reference import multiply
 from nmsparsity.native.library import lanes
+from nmsparsity.native.product import COLUMNS, TOKENS
 from nmsparsity.packed import PackedWeight
 
+EVERY = [
+    *(Plan(COLUMNS, vectors, 8) for vectors in range(1, 9)),
+    *(Plan(TOKENS, pixels, 8 * pixels, turns) for pixels in range(1, 9) for turns in (1, 3)),
+]
 PATTERNS = ["2:4", "4:8", "1:4", "2:8", "1:8", "1:16", "3:4", "3:8", "1:3", "5:12", "1:64", "8:8"]
 
 
@@ -146,7 +151,7 @@ def test_every_plan_and_thread_count_gives_the_same_bits(isa, last, kernel_size,
         """Hands out one plan after the other."""
 
         def plan(self, key, product, width):
-            known = list(plans(product, width)) + [Plan(0, v, 8) for v in range(1, 9)]
+            known = [*plans(product, width), *EVERY]
             tried.append(known[len(tried) % len(known)])
             return tried[-1]
 

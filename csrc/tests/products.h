@@ -80,10 +80,10 @@ bool try_product(std::uint32_t seed) {
   const std::int64_t taps = std::int64_t{p.kernel_height} * p.kernel_width;
   p.windows = static_cast<std::int32_t>((taps * per_tap + words[kind] - 1) / words[kind] *
                                         words[kind]);
-  p.mode = p.x_channel == 1 && p.y_channel == 1 && p.channels % 16 == 0 ? r.below(2) : 0;
+  p.mode = r.below(2);
   p.vectors = 1 + r.below(8);
   p.depth = words[kind] * (1 + r.below(4));
-  if (p.mode == NMS_TOKENS) p.depth = 1 + r.below(16);
+  p.turns = 1 + r.below(16);
   p.threads = 1 + r.below(2);
   const std::int64_t lanes = nms_lanes(), blocks = p.groups * ((p.rows + lanes - 1) / lanes);
   const std::int64_t entries = blocks * p.windows * p.slots * lanes;

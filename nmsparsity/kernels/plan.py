@@ -13,9 +13,10 @@ from nmsparsity.native.library import multiply
 from nmsparsity.native.product import COLUMNS, TOKENS, WINDOW, Product
 
 _FIRST_CACHE = 32768
-_SECOND_CACHE = 262144  # what activations may take of it
+_INPUTS = 24576  # what inputs may take of it where the weights stream through
 _WORTH_MEASURING = 2_000_000  # multiply-adds; below that the first plan is as good
 _ROUNDS = 3
+_HOPELESS = 1.25  # times the fastest: not worth another round
 
 
 @dataclass(frozen=True)
@@ -25,35 +26,48 @@ class Plan:
     Attributes:
         mode: ``COLUMNS``, lanes are pixels, or ``TOKENS``, lanes are output rows.
         vectors: vectors of pixels in a tile, or pixels at a time.
-        depth: windows of inputs in a tile, or tiles that share the weights in the cache.
+        depth: windows of inputs that a tile has in the first cache.
+        turns: tiles of pixels that share the weights in the cache; ``TOKENS`` only.
     """
 
     mode: int
     vectors: int
-    depth: int = 1
+    depth: int
+    turns: int = 1
 
     def set(self, product: Product) -> None:
         """Have the product follow this plan, in place."""
-        product.mode, product.vectors, product.depth = self.mode, self.vectors, self.depth
+        product.mode, product.vectors = self.mode, self.vectors
+        product.depth, product.turns = self.depth, self.turns
 
 
 def plans(product: Product, lanes: int) -> Iterator[Plan]:
     """What is worth trying, the most likely one first."""
     pixels = product.images * product.out_height * product.out_width
-    if product.x_channel == product.y_channel == 1 and product.channels % WINDOW == 0:
-        turns = max(1, min(16, _SECOND_CACHE // (4 * 8 * product.channels)))
-        yield Plan(TOKENS, min(8, pixels), turns)
-        if pixels > 8:
-            yield Plan(TOKENS, 8)
-            yield Plan(TOKENS, 4, turns)
-        if pixels < 2 * lanes:
-            return
     step = math.lcm(product.slots, 8) // product.slots  # windows that fill whole words
+    yield from _tokens(pixels, product.windows, step)
+    if pixels < 2 * lanes:
+        return
     for vectors in (8, 6, 4, 3):
         depth = _FIRST_CACHE // (4 * WINDOW * vectors * lanes)
-        depth = min(max(depth // step, 1) * step, product.windows)
         if vectors == 3 or pixels > (vectors - 2) * lanes:
-            yield Plan(COLUMNS, vectors, depth)
+            yield Plan(COLUMNS, vectors, _whole(depth, product.windows, step))
+
+
+def _tokens(pixels: int, windows: int, step: int) -> Iterator[Plan]:
+    for vectors in (8, 4):
+        depth = _whole(_INPUTS // (4 * WINDOW * vectors), windows, step)
+        if pixels <= vectors:
+            yield Plan(TOKENS, pixels, depth)
+            return
+        for turns in (16, 4, 1):
+            if turns == 1 or pixels > vectors * turns // 4:
+                yield Plan(TOKENS, vectors, depth, turns)
+
+
+def _whole(depth: int, windows: int, step: int) -> int:
+    """The depth in whole words, and no more than there is."""
+    return min(max(depth // step, 1) * step, windows)
 
 
 class Planner:
@@ -92,8 +106,14 @@ def _fastest(tried: list[Plan], product: Product) -> Plan:
     times: dict[Plan, list[float]] = {plan: [] for plan in tried}
     for _ in range(_ROUNDS):
         for plan in tried:
-            plan.set(product)
-            start = time.perf_counter()
-            multiply(product)
-            times[plan].append(time.perf_counter() - start)
-    return min(times, key=lambda plan: statistics.median(times[plan]))
+            times[plan].append(_seconds(plan, product))
+        limit = _HOPELESS * min(min(times[plan]) for plan in tried)
+        tried = [plan for plan in tried if min(times[plan]) <= limit]
+    return min(tried, key=lambda plan: statistics.median(times[plan]))
+
+
+def _seconds(plan: Plan, product: Product) -> float:
+    plan.set(product)
+    start = time.perf_counter()
+    multiply(product)
+    return time.perf_counter() - start

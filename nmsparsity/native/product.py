@@ -17,7 +17,7 @@ _SIZES = (
 _NUMBERS = (
     *("kernel_height", "kernel_width", "stride_y", "stride_x"),
     *("pad_y", "pad_x", "dilate_y", "dilate_x"),
-    *("windows", "slots", "activation", "mode", "vectors", "depth", "threads"),
+    *("windows", "slots", "activation", "mode", "vectors", "depth", "turns", "threads"),
 )
 
 
