@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from transformers import (
 )
 
 import nmsparsity as nm
+from nmsparsity.compression import compressed
+from nmsparsity.kernels.choose import Choice, Example
 from nmsparsity.layers import PackedLayer
 
 
@@ -110,7 +113,7 @@ CASES = {
     ),
     "swin_t, small": Case(swin, images, 7, {"residual": 3, "gelu": 3}),
     "bert": Case(bert, lambda: {"input_ids": tokens()}, 12, {"gelu": 2, "residual": 4}),
-    "gpt2": Case(gpt2, lambda: {"input_ids": tokens()}, 8, {}),
+    "gpt2": Case(gpt2, lambda: {"input_ids": tokens()}, 8, {"gelu_tanh": 2}),
     "llama": Case(llama, lambda: {"input_ids": tokens()}, 14, {"silu": 2}),
 }
 
@@ -170,6 +173,48 @@ def test_generation_gives_the_same_tokens(make: Callable[[], Any], cache: bool) 
     expected = model.generate(tokens(1), **options)
     assert expected.shape[1] > 12
     assert torch.equal(packed.generate(tokens(1), **options), expected)
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_a_function_shows_how_the_model_is_used(
+    make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The prompt once and one token seven times: both count, as often as they happen."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    seen: list[list[Example]] = []
+
+    def fastest(problem: Any, weight: Any, bias: Any, examples: Any, *rest: Any) -> Choice:
+        seen.append(examples)
+        return Choice("reference")
+
+    monkeypatch.setattr(compressed, "fastest", fastest)
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    model: Any = sparse(make)
+    packed: Any = nm.compress(model, lambda m: m.generate(tokens(1), **options))
+    assert {tuple((e.shape[:2], e.calls) for e in examples) for examples in seen} == {
+        (((1, 12), 1), ((1, 1), 7))
+    }
+    assert type(packed) is type(model)
+    assert torch.equal(packed.generate(tokens(1), **options), model.generate(tokens(1), **options))
+    assert not any(parameter.requires_grad for parameter in packed.parameters())
+
+
+def test_a_function_may_use_more_than_the_forward() -> None:
+    model: Any = sparse(lambda: timm.create_model("test_resnet", num_classes=8))
+    packed: Any = nm.compress(model, lambda m: m.forward_features(images()), backend="reference")
+    expected, found = model.forward_features(images()), packed.forward_features(images())
+    assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
+    rows = {row.layer: row for row in nm.compressed_report(packed).rows}
+    assert rows["layer1.0.conv1"].fused == ("batch norm", "relu")
+    assert type(packed) is type(model)
+
+
+def test_gradients_reach_the_input() -> None:
+    model, x = sparse(CASES["resnet18"].make), images().requires_grad_()
+    (expected,) = torch.autograd.grad(model(x).sum(), x)
+    packed = nm.compress(model, images(), backend="reference")
+    (found,) = torch.autograd.grad(packed(x).sum(), x)
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_depthwise_convolutions_stay_dense_with_the_reason() -> None:

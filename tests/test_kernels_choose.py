@@ -17,6 +17,7 @@ from nmsparsity.kernels import KERNELS, Problem, ReferenceKernel, choices, timin
 from nmsparsity.kernels import choose as choosing
 from nmsparsity.kernels.choices import Choices, default_path
 from nmsparsity.kernels.choose import Choice, Example, by_priority, choose, fastest
+from nmsparsity.kernels.timing import Others
 from nmsparsity.layers import PackedLayer
 from nmsparsity.packed.weight import PackedWeight
 from nmsparsity.pattern import Pattern
@@ -47,7 +48,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """What the next measurements say, first to last; each call is made once."""
     answers: list[dict[str, float]] = []
 
-    def medians(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    def medians(calls: Mapping[str, Callable[[], object]], between: Any) -> dict[str, float]:
+        between()
         results = {name: call() for name, call in calls.items()}
         for result in results.values():
             assert_close(result, results["dense"])
@@ -80,6 +82,29 @@ def ask(examples: list[Example], store: Choices | None = None) -> Choice:
 def test_the_fastest_wins(measured: list[dict[str, float]]) -> None:
     measured += [{"dense": 3.0, "quick": 2.0, "reference": 1.0}]
     assert ask([Example((2, 8), activation="gelu", residual=True)]) == Choice("reference", 3.0, 1.0)
+
+
+def test_a_gain_within_the_noise_is_none(measured: list[dict[str, float]]) -> None:
+    measured += [{"dense": 1.0, "quick": 0.96, "reference": 7.0}]
+    assert ask([Example((2, 8))]).kernel is None
+
+
+def test_others_take_the_caches_of_large_models_only() -> None:
+    megabyte = 1 << 20
+    sizes = [megabyte - 1, megabyte, 5 * megabyte, 500 * megabyte]
+    assert [Others(size).nbytes // megabyte for size in sizes] == [0, 1, 4, 64]
+    order: list[str] = []
+    medians = timing.medians({"a": lambda: order.append("a")}, lambda: order.append("others"))
+    assert list(medians) == ["a"]
+    assert order[:5] == ["a", "others", "a", "others", "a"]
+
+
+def test_another_size_of_the_model_is_another_question(measured: list[dict[str, float]]) -> None:
+    measured += [{"dense": 1.0, "quick": 2.0, "reference": 7.0}] * 2
+    store = Choices()
+    for nbytes in (0, 1 << 21, 3 << 20):
+        fastest(PROBLEM, weight(), torch.ones(8), [Example((2, 8))], store, Others(nbytes))
+    assert not measured
 
 
 def test_dense_wins(measured: list[dict[str, float]]) -> None:

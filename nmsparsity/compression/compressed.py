@@ -11,15 +11,17 @@ from torch import nn
 
 from nmsparsity.compression.chain import Chain
 from nmsparsity.compression.eligible import eligible
+from nmsparsity.compression.formats import convolves, faster
 from nmsparsity.compression.fuse import Notes, chains, fold_batch_norms, fuse
-from nmsparsity.compression.observe import Calls, observe, run, same
-from nmsparsity.compression.report import CompressedReport, CompressedRow, attach
+from nmsparsity.compression.observe import Calls, observe, run, same, uses
+from nmsparsity.compression.report import CompressedReport, CompressedRow, attach, compressed_report
 from nmsparsity.compression.swap import swap
 from nmsparsity.compression.trace import Traced, trace
 from nmsparsity.compression.work import Layer, Work, copied
 from nmsparsity.kernels.base import KERNELS
 from nmsparsity.kernels.choices import Choices
 from nmsparsity.kernels.choose import Choice, Example, choose, fastest
+from nmsparsity.kernels.timing import Others
 from nmsparsity.layers import PackedLayer, pack
 from nmsparsity.layers.fast_path import leave_fast_paths
 from nmsparsity.layers.packing import describe, packed_weight
@@ -43,6 +45,8 @@ def compress(
 ) -> nn.Module:
     """A new model, in eval mode, that computes with packed N:M weights; the given one stays.
 
+    It is for inference: none of its weights asks for a gradient; those of its inputs are right.
+
     Every layer whose weight is N:M, declared by `sparsify`, `prune` or `load` or seen from its
     zeros, is replaced by a packed one. Where a part of the model can be traced by ``torch.fx``,
     batch norm is folded into the layer before it, and a sum and an activation after it are done
@@ -51,11 +55,14 @@ def compress(
 
     Args:
         model: any module; ``torch.compile`` and DDP wrappers are left out.
-        example_inputs: a tuple of arguments, a mapping of named ones, or anything else as the one
-            argument; of the shapes that the model will be used with. With them the result
+        example_inputs: a tuple of arguments, a mapping of named ones, a function that uses the
+            model as it will be used, or anything else as the one argument; of the shapes that the
+            model will be used with. ``lambda m: m.generate(prompt, max_new_tokens=32)`` shows a
+            decoder's layers the prompt once and one token 31 times. With them the result
             of tracing is checked against the model, and ``backend="auto"`` measures dense
             torch against every kernel for each layer and takes the fastest: a layer stays dense
-            where that is. Without them, ``"auto"`` packs all that a kernel can run.
+            where that is. A model with convolutions is made for ``channels_last`` too, and the
+            faster one is kept. Without them, ``"auto"`` packs all that a kernel can run.
         backend: ``"auto"``, or the name of a kernel, which is then used for every layer that it
             does not refuse, faster or not.
         include, exclude: rules as for `sparsify`; a layer that is named is packed if it can be.
@@ -75,16 +82,34 @@ def compress(
         KERNELS[backend]
     inner = unwrap(model)
     selection = eligible(inner, include, exclude)
-    return _Compression(inner, selection, example_inputs, backend).result()
+
+    def make(form: torch.memory_format = torch.preserve_format) -> nn.Module:
+        return _Compression(inner, selection, example_inputs, backend, form).result()
+
+    if backend != "auto" or example_inputs is None or not convolves(inner):
+        return make()
+    model, times = faster(make, example_inputs)
+    attach(model, replace(compressed_report(model), formats=times))
+    return model
 
 
 class _Compression:
     """One call of `compress`, step by step."""
 
-    def __init__(self, model: nn.Module, selection: Selection, inputs: Any, backend: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        selection: Selection,
+        inputs: Any,
+        backend: str,
+        form: torch.memory_format,
+    ) -> None:
         self.given, self.selection = model, selection
         self.inputs, self.backend = inputs, backend
         self.work: Work = copied(model, selection.targets)
+        for module in self.work.model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=form)  # type: ignore[call-overload]
         self.notes = Notes()
         self.calls: Calls = {}
         self.sizes = {layer: _nbytes(layer) for layer in self.work.layers}
@@ -105,7 +130,8 @@ class _Compression:
 
     def _trace(self, layers: set[nn.Module]) -> Traced:
         """Trace what can be traced, put it in place, and check it on the example inputs."""
-        traced = trace(self.work.model, layers)
+        # A function may use more of the model than its forward: a graph has nothing else.
+        traced = trace(self.work.model, layers, whole=not uses(self.inputs))
         before = None if self.inputs is None else run(self.work.model, self.inputs)
         self.work.model = swap(self.work.model, dict(traced.graphs))
         if self.inputs is None:
@@ -128,6 +154,7 @@ class _Compression:
         """The kernel of every layer, or why it stays dense."""
         measuring = self.backend == "auto" and self.inputs is not None
         choices = Choices() if measuring else None
+        others = Others(sum(p.nbytes for p in self.given.parameters()) if measuring else 0)
         chosen, present = {}, set(self.work.model.modules())
         for module, layer in self.work.layers.items():
             problem = describe(module, layer.pattern, layer.name)
@@ -140,7 +167,7 @@ class _Compression:
                 weight = packed_weight(module, layer.pattern, layer.name)
                 examples = _examples(self.calls[module], found.get(module))
                 bias = module._parameters["bias"]
-                choice = fastest(problem, weight, bias, examples, choices)
+                choice = fastest(problem, weight, bias, examples, choices, others)
             chosen[module] = choice
         if choices is not None:
             choices.save()

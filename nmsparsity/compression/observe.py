@@ -18,12 +18,20 @@ Calls: TypeAlias = "dict[nn.Module, Counter[tuple[tuple[int, ...], bool]]]"
 _TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float64: 1e-6}
 
 
+def uses(inputs: Any) -> bool:
+    """Whether example inputs are a function that uses the model, and no input."""
+    return callable(inputs) and not isinstance(inputs, (Tensor, nn.Module))
+
+
 @torch.no_grad()
 def run(model: nn.Module, inputs: Any) -> Any:
-    """The model's outputs for a tuple of arguments, a mapping of named ones, or else one argument.
+    """The model's outputs for a tuple of arguments, a mapping of named ones, or else one argument;
+    or what a function that is given the model returns.
 
     The model gets a copy: it may write into its inputs, or fill a cache among them.
     """
+    if uses(inputs):
+        return inputs(model)
     inputs = copy.deepcopy(inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from torch import fx, nn
 
@@ -41,9 +41,16 @@ class CompressedRow:
 
 @dataclass(frozen=True)
 class CompressedReport:
-    """One row per weight; prints as a table, `to_json` for machines."""
+    """One row per weight; prints as a table, `to_json` for machines.
+
+    Attributes:
+        rows: of all weights.
+        formats: milliseconds a run of the example inputs, by the memory format of the activations,
+            where two were tried; the faster one is kept.
+    """
 
     rows: Sequence[CompressedRow]
+    formats: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def packed(self) -> list[CompressedRow]:
@@ -59,7 +66,9 @@ class CompressedReport:
         now, dense = (sum(getattr(r, k) for r in self.rows) for k in ("nbytes", "dense_nbytes"))
         share = f" ({now / dense:.1%})" if dense else ""
         said = f"{len(self.packed)} of {len(self.rows)} weights are packed"
-        return f"{said}; {now:,} of {dense:,} bytes{share}"
+        times = [f"{name} {ms:.3g} ms" for name, ms in sorted(self.formats.items(), key=_second)]
+        tried = f"; activations: {' (kept), '.join(times)}" if times else ""
+        return f"{said}; {now:,} of {dense:,} bytes{share}{tried}"
 
     def __str__(self) -> str:
         head = ("layer", "pattern", "kernel", "bytes", "dense", "ms dense", "ms packed")
@@ -87,6 +96,10 @@ def attach(model: nn.Module, report: CompressedReport) -> None:
     if isinstance(model, fx.GraphModule):
         # A deep copy of one keeps this and nothing else.
         model.meta[_KEY] = report
+
+
+def _second(pair: tuple[str, float]) -> float:
+    return pair[1]
 
 
 def _cells(row: CompressedRow) -> tuple[str, ...]:

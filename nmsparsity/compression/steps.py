@@ -16,6 +16,7 @@ _ADDS = (operator.add, torch.add, "add")
 _ADDS_IN_PLACE = (operator.iadd, "add_")
 _RELU = (functional.relu, torch.relu, torch.relu_, functional.relu_, "relu", "relu_")
 _GELU = {"none": "gelu", "tanh": "gelu_tanh"}
+_HUGGING_FACE = dict.fromkeys(("NewGELUActivation", "GELUTanh"), "gelu_tanh")
 _DROPOUT = (
     nn.Dropout,
     nn.Dropout1d,
@@ -54,7 +55,7 @@ def activation(graph: fx.GraphModule, node: fx.Node) -> str | None:
     """
     module = called(graph, node)
     if module is not None:
-        return None if hooked(module) else _module_activation(module)
+        return None if hooked(module) else activation_of(module)
     if node.op not in ("call_function", "call_method") or len(node.args) > 2:
         return None
     if node.target in _RELU:
@@ -66,9 +67,15 @@ def activation(graph: fx.GraphModule, node: fx.Node) -> str | None:
     return None
 
 
-def _module_activation(module: nn.Module) -> str | None:
+def activation_of(module: nn.Module) -> str | None:
+    """The name of the activation that a module is, or None.
+
+    Hugging Face writes the approximate GELU of GPT-2 as eight operations; it is known by name.
+    """
     if type(module) is nn.GELU:
         return _GELU.get(module.approximate)
+    if type(module).__module__ == "transformers.activations":
+        return _HUGGING_FACE.get(type(module).__name__)
     return {nn.ReLU: "relu", nn.SiLU: "silu"}.get(type(module))  # type: ignore[call-overload, no-any-return]
 
 

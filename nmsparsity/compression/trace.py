@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx, nn
 
+from nmsparsity.compression.steps import activation_of
 from nmsparsity.layers import PackedMultiheadAttention
 from nmsparsity.layers.plain import hooked
 
@@ -45,17 +46,19 @@ class Tracer(fx.Tracer):
             m in self.leaves
             or isinstance(m, (PackedMultiheadAttention, torch.jit.ScriptModule))
             or type(m).__name__ == _NORM
+            or activation_of(m) is not None
             or "forward" in vars(m)
             or hooked(m)
             or super().is_leaf_module(m, module_qualified_name)
         )
 
 
-def trace(model: nn.Module, layers: Iterable[nn.Module]) -> Traced:
+def trace(model: nn.Module, layers: Iterable[nn.Module], *, whole: bool = True) -> Traced:
     """Trace the model, or else the largest of its submodules that can be traced.
 
     Only what holds one of the layers is tried. A module whose forward takes optional arguments is
-    not: a graph knows one way through it, and which arguments are given is not known.
+    not: a graph knows one way through it, and which arguments are given is not known. Unless
+    ``whole``, the model itself is not tried, only what is inside.
 
     >>> class Net(nn.Module):
     ...     def __init__(self):
@@ -68,7 +71,14 @@ def trace(model: nn.Module, layers: Iterable[nn.Module]) -> Traced:
     ['Sequential']
     """
     traced, known = Traced(), set(layers)
-    _visit(model, known, traced, set())
+    if whole:
+        _visit(model, known, traced, set())
+        return traced
+    seen = {model}
+    why = f"{type(model).__name__} is used by a function, which may need more than its forward"
+    traced.reasons.update(dict.fromkeys(known.intersection(model.modules()), why))
+    for child in model.children():
+        _visit(child, known, traced, seen)
     return traced
 
 

@@ -53,7 +53,7 @@ def copied(model: nn.Module, targets: Sequence[Target]) -> Work:
     The copy's parameters are promised the same patterns, also where they stay dense.
     """
     memo: dict[int, object] = {}
-    work = Work(copy.deepcopy(model, memo).eval())
+    work = Work(copy.deepcopy(model, memo).eval().requires_grad_(False))
     attention = {m.out_proj: m for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     new: dict[nn.Module, PackedMultiheadAttention] = {}
     for target in targets:
