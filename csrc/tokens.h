@@ -22,18 +22,23 @@ void add_windows(const float* values, const std::uint32_t* places, std::int64_t 
   }
   for (std::int64_t w = 0; w < windows; w += step) {
     Words word[Blocks];
+    Window inputs[Pixels];
 #pragma GCC unroll 24
     for (int e = 0; e < entries; ++e) {
+      if (e % Slots == 0) {
+#pragma GCC unroll 8
+        for (int i = 0; i < Pixels; ++i) {
+          inputs[i] = Window(x + (e / Slots * Pixels + i) * window);
+          if (Slots >= 4) inputs[i].hold();
+        }
+      }
 #pragma GCC unroll 4
       for (int b = 0; b < Blocks; ++b) {
         const std::int64_t at = b * next + e;
         word[b] = e % 8 ? word[b] >> 4 : load<Words>(places + at / 8 * lanes);
         const Floats weight = load_floats(values + at * lanes);
 #pragma GCC unroll 8
-        for (int i = 0; i < Pixels; ++i) {
-          const Window inputs(x + (e / Slots * Pixels + i) * window);
-          sum[b][i] += weight * inputs.pick(word[b]);
-        }
+        for (int i = 0; i < Pixels; ++i) sum[b][i] += weight * inputs[i].pick(word[b]);
       }
     }
     values += entries * lanes;
