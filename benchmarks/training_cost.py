@@ -1,6 +1,8 @@
 """What N:M training costs: step times of dense, ours and the published way, in one run.
 
-    python benchmarks/training_cost.py            # writes results/training_cost.md
+    python benchmarks/training_cost.py                      # writes results/training_cost.md
+    python benchmarks/training_cost.py --methods all --optimizer adamw
+                                                            # results/training_cost_methods.md
 
 The three variants of each network take turns, step by step, on the same batch; the medians are
 compared. "Published way" is an autograd function that makes the mask by sorting in every forward,
@@ -29,6 +31,7 @@ from torch.nn.utils.parametrize import register_parametrization
 import nmsparsity as nm
 
 RESULT = Path(__file__).parent / "results" / "training_cost.md"
+METHODS_RESULT = RESULT.with_name("training_cost_methods.md")
 DECAY = 2e-4
 
 
@@ -84,15 +87,29 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
 }  # fmt: skip
 
 
+# Every method in the phase that lasts; schedules are stopped in the middle.
+METHODS: dict[str, tuple[str, dict[str, object]]] = {
+    "ste": ("ste", {}),
+    "sr_ste, gradient": ("sr_ste", {"decay": DECAY}),
+    "sr_ste, decoupled": ("sr_ste", {"decay": DECAY, "form": "decoupled"}),
+    "fixed": ("fixed", {}),
+    "step, dense phase": ("step", {"total_steps": 10**6}),
+    "step, frozen phase": ("step", {"total_steps": 2}),
+    "s_ste": ("s_ste", {}),
+    "gradual, mask": ("gradual", {"steps": 10**6}),
+    "gradual, count": ("gradual", {"form": "count", "steps": 10**6}),
+}
+
+
 def optimizer_of(model: nn.Module, kind: str) -> torch.optim.Optimizer:
     if kind == "sgd":
         return torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-5)
     return torch.optim.AdamW(model.parameters(), 1e-4)
 
 
-def variants(case: str, n: int, m: int):
+def variants(case: str, n: int, m: int, kind: str):
     """Dense, ours, published: model and optimizer of each, from the same initial weights."""
-    make, _, kind = CASES[case]
+    make, _, _ = CASES[case]
     torch.manual_seed(0)
     dense = make()
     ours, published = copy.deepcopy(dense), copy.deepcopy(dense)
@@ -107,9 +124,34 @@ def variants(case: str, n: int, m: int):
     return made, sparsifier
 
 
-def measure(case: str, n: int, m: int, rounds: int) -> dict[str, float]:
+def method_variants(case: str, pattern: str, kind: str, names: list[str]):
+    """Dense and every method: model and optimizer of each, from the same initial weights."""
+    torch.manual_seed(0)
+    dense = CASES[case][0]()
+    made = {"dense": (dense, optimizer_of(dense, kind))}
+    for name in names:
+        model = copy.deepcopy(dense)
+        optimizer = optimizer_of(model, kind)
+        method, options = METHODS[name]
+        nm.sparsify(model, optimizer, pattern, method=method, **options)
+        made[name] = (model, optimizer)
+    return made
+
+
+def measure(case: str, n: int, m: int, kind: str, rounds: int) -> dict[str, float]:
     """Median seconds of a step of each variant, and the largest difference of the weights."""
-    made, sparsifier = variants(case, n, m)
+    made, sparsifier = variants(case, n, m, kind)
+    after_first: list[float] = []
+    times = take_turns(
+        case, made, rounds, lambda: after_first.append(largest_difference(made, sparsifier))
+    )
+    return {**times, "difference": after_first[0]}
+
+
+def take_turns(
+    case: str, made, rounds: int, after_first: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Median seconds of a step of each variant, step by step in turns on the same batch."""
     torch.manual_seed(1)
     inputs, labels = torch.randn(CASES[case][1]), torch.randint(0, 10, CASES[case][1][:1])
 
@@ -123,13 +165,14 @@ def measure(case: str, n: int, m: int, rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in made}
     names = list(made)
     for round_ in range(rounds + 1):
-        for name in names[round_ % 3 :] + names[: round_ % 3]:
+        first = round_ % len(names)
+        for name in names[first:] + names[:first]:
             seconds = step(*made[name])
             if round_:
                 times[name].append(seconds)
         if round_ == 0:
-            difference = largest_difference(made, sparsifier)
-    return {**{name: statistics.median(t) for name, t in times.items()}, "difference": difference}
+            after_first()
+    return {name: statistics.median(t) for name, t in times.items()}
 
 
 @torch.no_grad()
@@ -154,9 +197,47 @@ def main() -> None:
     parser.add_argument("--pattern", default="2:4")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--optimizer", choices=["sgd", "adamw"], help="default: the case's own")
+    parser.add_argument(
+        "--methods", nargs="+", choices=["all", *METHODS], help="against dense, in another table"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.methods:
+        write(METHODS_RESULT, methods_table(options))
+    else:
+        write(RESULT, published_table(options))
+
+
+def methods_table(options: argparse.Namespace) -> list[str]:
+    """One row per network and method; those for Adam alone are left out under SGD, and named."""
+    names = list(METHODS) if "all" in options.methods else options.methods
+    lines = [
+        "# What every training method costs",
+        "",
+        f"Step times in one process, dense and all methods taking turns, medians of "
+        f"{options.rounds} rounds; pattern {options.pattern}, {options.threads} threads. `ratio` "
+        "is the step time over dense, in the phase of the method that is named.",
+        "",
+        "| network | optimizer | method | ms | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for case in options.cases:
+        kind = options.optimizer or CASES[case][2]
+        fit = [name for name in names if kind == "adamw" or METHODS[name][0] != "step"]
+        times = take_turns(case, method_variants(case, options.pattern, kind, fit), options.rounds)
+        for name, seconds in times.items():
+            ratio = seconds / times["dense"]
+            lines.append(f"| {case} | {kind} | {name} | {seconds * 1e3:.1f} | {ratio:.3f} |")
+            print(lines[-1], flush=True)
+        for name in sorted(set(names) - set(fit)):
+            lines.append(f"| {case} | {kind} | {name} | needs Adam | |")
+    return lines
+
+
+def published_table(options: argparse.Namespace) -> list[str]:
+    """One row per network: dense, SR-STE here, SR-STE the published way."""
     pattern = nm.Pattern.parse(options.pattern)
     lines = [
         "# What N:M training costs",
@@ -170,7 +251,8 @@ def main() -> None:
         "|---|---|---|---|---|---|---|",
     ]
     for case in options.cases:
-        t = measure(case, pattern.n, pattern.m, options.rounds)
+        kind = options.optimizer or CASES[case][2]
+        t = measure(case, pattern.n, pattern.m, kind, options.rounds)
         ours, published = t["ours"] / t["dense"], t["published"] / t["dense"]
         lines.append(
             f"| {case} | {t['dense'] * 1e3:.1f} | {t['ours'] * 1e3:.1f} | "
@@ -178,13 +260,18 @@ def main() -> None:
             f"{t['difference']:.1e} |"
         )
         print(lines[-1], flush=True)
+    return lines
+
+
+def write(result: Path, lines: list[str]) -> None:
+    """The table with machine and command, in place of the file there was."""
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     lines += [
         "",
         *machine(),
         f"Command: `python benchmarks/{command}`, {datetime.date.today()}.",
     ]
-    RESULT.write_text("\n".join(lines) + "\n")
+    result.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ FLOORS = [
     {"packed"},
     {"kernels"},
     {"layers"},
-    {"report", "telemetry"},
+    {"report", "telemetry", "flip_guide"},
     {"master", "masters", "optimizer_state", "plots", "pruning"},
     {"step_hooks"},
     {"sparsifier"},

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from nmsparsity.flip_guide import FlipRate, judge
 from nmsparsity.pattern import Axis
 from nmsparsity.promises import free
 from nmsparsity.report import verify
 from nmsparsity.sparsifier import Sparsifier, sparsify
-from nmsparsity.targets import Remainder
+from nmsparsity.targets import Remainder, select
 from nmsparsity.telemetry import Telemetry
 
 
@@ -36,10 +39,16 @@ class SparsityCallback(Callback):
         remainder: for layers whose input is no multiple of M: ``"dense"``, ``"pad"``, ``"error"``.
         method_options: the method's own, such as ``{decay: 2e-4, form: gradient}``.
         telemetry_every: epochs between two looks at the masks; 0 never looks.
+        flip_steps: ``[first, last]`` optimizer steps, in the warm-up say, over which the mean flip
+            rate of the masks is measured, printed and kept as ``flip_rate``; under ``"dense"`` that
+            of the masks the weights would have.
+        dense_flip_rate: that of a dense training with the same recipe and ``flip_steps``: a warning
+            follows where lambda_w is far off (arXiv 2404.01847).
         print_report: print at the start what is sparse, and what is not and why.
 
     Attributes:
         sparsifier: the `Sparsifier`, from the start of the fit.
+        flip_rate: mean flip rate in ``flip_steps``, None before their end.
         history: one ``{"epoch", "step", "sad", "sad_normalized", "density"}`` per look.
     """
 
@@ -53,12 +62,22 @@ class SparsityCallback(Callback):
         remainder: Remainder = "dense",
         method_options: dict[str, Any] | None = None,
         telemetry_every: int = 1,
+        flip_steps: tuple[int, int] | None = None,
+        dense_flip_rate: float | None = None,
         print_report: bool = True,
     ) -> None:
         self.pattern, self.method, self.axis = pattern, method, axis
         self.include, self.exclude, self.remainder = include, exclude, remainder
         self.method_options = dict(method_options or {})
         self.telemetry_every, self.print_report = telemetry_every, print_report
+        if dense_flip_rate is not None and flip_steps is None:
+            raise ValueError(
+                f"dense_flip_rate {dense_flip_rate} without flip_steps: give the steps it was "
+                "measured in, as in flip_steps=[50, 100]"
+            )
+        self.flip_steps, self.dense_flip_rate = flip_steps, dense_flip_rate
+        self.flip_rate: float | None = None
+        self._flips: FlipRate | None = None
         self.sparsifier: Sparsifier | None = None
         self.history: list[dict[str, float]] = []
         self._module: LightningModule | None = None
@@ -116,6 +135,42 @@ class SparsityCallback(Callback):
         steps = optimizer_steps(trainer)
         if steps is not None:
             self.sparsifier.plan(steps)
+        if self.flip_steps is not None:
+            chosen = select(
+                module,
+                self.pattern,
+                include=self.include,
+                exclude=self.exclude,
+                remainder=self.remainder,
+                axis=self.axis,
+            )
+            self._flips = FlipRate(chosen.targets, *self.flip_steps)
+            self._flips.look(self.sparsifier.steps)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count flips, in ``flip_steps``."""
+        if self._flips is None or self.sparsifier is None:
+            return
+        if self._flips.look(self.sparsifier.steps) and self._flips.rate is not None:
+            local = torch.tensor(self._flips.rate, device=module.device)
+            self.flip_rate = float(trainer.strategy.reduce(local, reduce_op="mean"))
+            self._judge(trainer)
+
+    def _judge(self, trainer: Trainer) -> None:
+        """Say the flip rate, and whether it tells that lambda_w is far off."""
+        assert self.flip_rate is not None
+        assert self.flip_steps is not None
+        if not trainer.is_global_zero:
+            return
+        first, last = self.flip_steps
+        print(f"mean flip rate of steps {first} to {last}: {self.flip_rate:.3g}")
+        said = None
+        if self.dense_flip_rate is not None:
+            said = judge(self.flip_rate, self.dense_flip_rate)
+        if said is not None:
+            warnings.warn(f"SparsityCallback, method {self.method!r}: {said}", stacklevel=2)
 
     def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """After the fit: others may sparsify, prune or load the module."""
@@ -169,11 +224,12 @@ class SparsityCallback(Callback):
         """What a checkpoint keeps of the callback itself: the patterns by weight, the history."""
         rows = self.sparsifier.report().sparse if self.sparsifier else []
         patterns = {row.name: [row.pattern, row.axis] for row in rows}
-        return {"patterns": patterns, "history": self.history}
+        return {"patterns": patterns, "history": self.history, "flip_rate": self.flip_rate}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self.history = list(state["history"])
+        self.flip_rate = state.get("flip_rate")
 
 
 def optimizer_steps(trainer: Trainer) -> int | None:
