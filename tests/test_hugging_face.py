@@ -198,3 +198,14 @@ def test_accelerate(order: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert nm.verify(model).ok
+
+
+@pytest.mark.parametrize("method", ["step", "gradual"])
+def test_a_schedule_is_told_the_length_of_the_training(method: str, tmp_path: Path) -> None:
+    callback = quiet(method=method)
+    trainer(tmp_path, bert(), callback).train()
+    assert callback.sparsifier is not None
+    assert callback.sparsifier.state_dict()["course"]["total_steps"] == 12
+    late = quiet(method=method, method_options={"total_steps": 100})
+    with pytest.raises(RuntimeError, match=rf"after training, .*method '{method}' is .* 12 steps"):
+        trainer(tmp_path, bert(), late).train()

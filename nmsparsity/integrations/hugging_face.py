@@ -79,6 +79,7 @@ class SparsityCallback(TrainerCallback):  # type: ignore[misc]
         self.sparsifier = sparsify(
             model, optimizer, self.pattern, method=self.method, **self.options
         )
+        self.sparsifier.plan(state.max_steps)
         self._model = model
         is_resumed = self.sparsifier.steps > 0
         if before and not is_resumed and before["weights"].keys() == self.weights.keys():
@@ -130,8 +131,8 @@ class SparsityCallback(TrainerCallback):  # type: ignore[misc]
         """
         if not self.weights:
             return
-        free(self.weights.values())
         report = verify(given["model"])
+        free(self.weights.values())
         if not report.ok:
             raise RuntimeError(f"after training, {report.summary}")
 
