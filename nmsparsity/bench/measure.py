@@ -78,8 +78,7 @@ def benchmark(
             work.dense(engine.name, next(iter(subjects.values()))[0])
         for subject, (dense, packed) in subjects.items():
             work.packed(subject, dense, packed)
-        final = len(work.runs)
-        progress.total = rounds * final
+        progress.total = rounds * len(work.runs)
         times = interleaved(work.runs, rounds, progress.step)
     rows = [
         Row(row, row in work.layers, its, work.memory[row], work.errors[row])
