@@ -12,6 +12,11 @@ class Stack {
       : p_(p), x_(p.x + group * p.channels * p.x_channel),
         per_tap_((p.channels + window - 1) / window) {}
 
+  // How many there are; the weight has more, of zeros, to fill its last word of positions.
+  std::int64_t windows() const {
+    return per_tap_ * p_.kernel_height * p_.kernel_width;
+  }
+
   // All windows of `count` pixels, as if there were `width` of them: the others are zero.
   void fill(const Pixel* pixels, int count, int width, float* to) const {
     const std::int64_t taps = std::int64_t{p_.kernel_height} * p_.kernel_width;
@@ -20,8 +25,6 @@ class Stack {
       for (int i = 0; i < count; ++i) from[i] = input(pixels[i], tap);
       p_.x_channel == 1 ? interleaved(from, width, to) : planar(from, width, to);
     }
-    const std::int64_t left = p_.windows - taps * per_tap_;
-    std::memset(to, 0, static_cast<std::size_t>(left * width * window) * sizeof(float));
   }
 
   static constexpr int most = 8;  // pixels

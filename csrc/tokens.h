@@ -11,7 +11,7 @@
 namespace {
 
 // sums[block][pixel] += values * inputs over some windows; `goes_on` where sums are there already.
-// Windows begin and end with whole words of 8 positions.
+// Windows begin with whole words of 8 positions.
 template <int Slots, int Pixels, int Blocks>
 void add_windows(const float* values, const std::uint32_t* places, std::int64_t next,
                  std::int64_t windows, const float* x, bool goes_on, float* sums) {
@@ -26,6 +26,7 @@ void add_windows(const float* values, const std::uint32_t* places, std::int64_t 
 #pragma GCC unroll 24
     for (int e = 0; e < entries; ++e) {
       if (e % Slots == 0) {
+        if (e && w + e / Slots >= windows) break;
 #pragma GCC unroll 8
         for (int i = 0; i < Pixels; ++i) {
           inputs[i] = Window(x + (e / Slots * Pixels + i) * window);
@@ -54,7 +55,7 @@ class Tokens {
   static constexpr int most_turns = 16;
 
   Tokens(const nms_product& p, std::int64_t group, std::int64_t begin, std::int64_t count)
-      : p_(p), group_(group), blocks_((p.rows + lanes - 1) / lanes),
+      : p_(p), group_(group), stack_(p, group), blocks_((p.rows + lanes - 1) / lanes),
         turns_((count + p.vectors - 1) / p.vectors), size_((count + turns_ - 1) / turns_),
         width_(size_ < 5 ? static_cast<int>(size_) : size_ < 7 ? 6 : 8), count_(count) {
     pixels_from(p, begin, count, pixels_);
@@ -65,13 +66,12 @@ class Tokens {
   // weights, of which there is more, come to the caches once; of both only so many windows at a
   // time that they stay in the first one.
   void run(std::int64_t from, std::int64_t to) {
-    const std::int64_t windows = p_.windows, turn = windows * width_ * window;
+    const std::int64_t windows = stack_.windows(), turn = windows * width_ * window;
     const std::int64_t some = p_.slots < 4 ? 8 / p_.slots : 4, sum = some * width_ * lanes;
     float* tile = scratch().floats(turns_ * (turn + sum));
     float* sums = tile + turns_ * turn;
-    const Stack stack(p_, group_);
     for (std::int64_t i = 0; i < turns_; ++i) {
-      stack.fill(pixels_ + i * size_, pixels_in(i), width_, tile + i * turn);
+      stack_.fill(pixels_ + i * size_, pixels_in(i), width_, tile + i * turn);
     }
     for (; from < to; from += some) {
       const std::int64_t end = from + some < to ? from + some : to;
@@ -184,7 +184,9 @@ class Tokens {
   }
 
   const nms_product& p_;
-  const std::int64_t group_, blocks_, turns_, size_;
+  const std::int64_t group_;
+  const Stack stack_;
+  const std::int64_t blocks_, turns_, size_;
   const int width_;
   const std::int64_t count_;
   Pixel pixels_[Stack::most * most_turns];

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from nmsparsity import native
+from nmsparsity.native.library import built
 
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -100,13 +101,20 @@ def _sound(answers: object) -> bool:
 
 def _key(question: list[Any]) -> str:
     version = sys.modules["nmsparsity"].__version__
-    here = [_cpu(), native.isa(), torch.get_num_threads(), torch.__version__, version]
+    here = [_cpu(), native.isa(), built(), torch.get_num_threads(), torch.__version__, version]
     return json.dumps([*here, *question], separators=(",", ":"))
+
+
+_NAMED = ("model name", "cpu family", "model")  # servers of several generations share a name
 
 
 @cache
 def _cpu() -> str:
     """The model of the processor."""
     lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    said: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        said.setdefault(name.strip(), value.strip())
+    named = " ".join(said[name] for name in _NAMED if name in said)
+    return named or platform.processor() or platform.machine()

@@ -77,6 +77,13 @@ def choose(name: str) -> None:
 
 
 @cache
+def built() -> int:
+    """When the library's file was written, in nanoseconds: another build may be faster."""
+    path = _find()
+    return path.stat().st_mtime_ns if path else 0
+
+
+@cache
 def lanes() -> int:
     """Rows of a block of a packed weight, under the instruction set in use; 0 without a library."""
     library = _library()
