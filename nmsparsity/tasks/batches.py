@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -28,7 +29,7 @@ def generator(*key: int) -> torch.Generator:
 
 
 class Batches(ABC):
-    """Iterates over ``(images, labels)`` batches: this process's share of an epoch.
+    """Iterates over batches, such as ``(images, labels)``: this process's share of an epoch.
 
     When training, the order depends on ``(seed, epoch)`` alone, and whatever a subclass draws for
     augmentation must depend on nothing else either: then an epoch that was stopped in the middle
@@ -72,15 +73,15 @@ class Batches(ABC):
             return self.count // (self.batch_size * world)
         return -(-len(range(rank, self.count, world)) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         start, self._next = self._next % len(self), 0
         for number, batch in enumerate(self.load(self.plan()[start:], start), start + 1):
             self._next = number
             yield batch
         self._next = 0
 
-    def plan(self) -> list[Tensor]:
-        """The image numbers of each batch of the epoch."""
+    def plan(self) -> list[Any]:
+        """What is in each batch of the epoch: here, image numbers."""
         rank, world = rank_and_world()
         order = torch.arange(self.count)
         if self.train:
@@ -88,8 +89,8 @@ class Batches(ABC):
         return list(torch.split(order[rank::world], self.batch_size))[: len(self)]
 
     @abstractmethod
-    def load(self, plan: list[Tensor], start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of these image numbers; the first is batch ``start`` of the epoch."""
+    def load(self, plan: list[Any], start: int) -> Iterator[Any]:
+        """The batches of this plan; the first is batch ``start`` of the epoch."""
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of the epoch were given out."""

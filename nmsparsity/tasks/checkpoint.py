@@ -49,7 +49,7 @@ class Checkpoint:
     def read(cls, path: str | Path) -> Checkpoint:
         """Read a checkpoint of Lightning or torch, a safetensors or packed file, or a run folder.
 
-        Of a run folder it is the best epoch.
+        Of a run folder it is the average of its last epochs, if it made one, else its best epoch.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -98,7 +98,9 @@ def _differences(tensors: Mapping[str, Tensor], own: Mapping[str, Any]) -> Itera
 
 
 def _best(folder: Path) -> Path:
-    """The best epoch of a run folder."""
+    """The average of a run folder, else its best epoch."""
+    if (folder / "averaged.ckpt").exists():
+        return folder / "averaged.ckpt"
     path = folder / "best.ckpt"
     if not path.exists():
         raise FileNotFoundError(

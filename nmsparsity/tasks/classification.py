@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nmsparsity.tasks.accuracy import Accuracy
 from nmsparsity.tasks.models import classifier
-from nmsparsity.tasks.schedule import warmup_cosine
+from nmsparsity.tasks.schedule import planned_steps, warmup_cosine
 from nmsparsity.tasks.task import Task
 
 
@@ -143,11 +142,8 @@ class ClassificationTask(Task):
 
     def _share_of_lr(self, step: int) -> float:
         """The share of the peak learning rate at an optimizer step."""
-        trainer = self.trainer
-        if trainer.num_training_batches == float("inf"):
-            # Not known before the first step. `estimated_stepping_batches` would open the data now,
-            # and Lightning then does not restore how far an interrupted epoch had come.
+        planned = planned_steps(self.trainer)
+        if planned is None:
             return 0.0 if self.optimizer.warmup_epochs else 1.0
-        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        total = trainer.max_steps if trainer.max_steps > 0 else steps * (trainer.max_epochs or 1)
+        steps, total = planned
         return warmup_cosine(step, total, round(self.optimizer.warmup_epochs * steps))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -11,7 +13,7 @@ from nmsparsity.tasks.checkpoint import Checkpoint
 from nmsparsity.tasks.kinds import DEFAULT, kind, named_in
 
 
-def evaluate(arguments: Sequence[str]) -> tuple[dict[str, float], str]:
+def evaluate(arguments: Sequence[str]) -> tuple[dict[str, Any], str]:
     """Count the answers of the network in a file; the metrics, and a sentence about them.
 
     Args:
@@ -35,7 +37,8 @@ def evaluate(arguments: Sequence[str]) -> tuple[dict[str, float], str]:
     attach(config, checkpoint.attachments, kind(name))
     built = parser.instantiate(config)
     checkpoint.load_into(built.task.model)
+    built.task.folder = Path(arguments[0]) if Path(arguments[0]).is_dir() else None
     trainer = Trainer(**vars(built.trainer))
     trainer.validate(built.task, datamodule=built.data, verbose=False)
-    counted: dict[str, float] = built.task.counted
+    counted: dict[str, Any] = built.task.counted
     return counted, kind(name).evaluated(counted)

@@ -88,7 +88,11 @@ def _image_folder(folder: Path, split: str) -> PhotoSet:
 def _hub(
     source: str, name: str, looked: Path, image_column: str | None, label_column: str | None
 ) -> PhotoSet:
-    data = _load_without_network(source, name, looked)
+    remedy = (
+        f"Get its parquet files by 'hf download {source} --repo-type dataset --local-dir "
+        "DATA/NAME', or make folders train/<class>/ and val/<class>/ of photos."
+    )
+    data = load_without_network(source, looked, remedy, name)
     split = next((name for name in EVALUATION_SPLITS if name in data), None)
     if "train" not in data or split is None:
         raise ValueError(
@@ -108,20 +112,28 @@ def _hub(
     )
 
 
-def _load_without_network(source: str, name: str, looked: Path) -> Any:
-    """`datasets.load_dataset` of a folder or of the hub's cache."""
+def load_without_network(source: str, looked: Path, remedy: str, *name: str) -> Any:
+    """`datasets.load_dataset` of a folder or of the hub's cache.
+
+    Args:
+        source: what was asked for, and
+        looked: where it was looked for first, for the error message.
+        remedy: where to get it.
+        name: for `load_dataset`, with a configuration if any.
+
+    Raises:
+        MissingDataError: if it is not there.
+    """
     from datasets import load_dataset
 
     try:
         with _offline():
-            return load_dataset(name)
+            return load_dataset(*name)
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise MissingDataError(
             source,
             looked,
-            f"Nor is it in the cache of the Hugging Face `datasets` library ({error}). Get its "
-            f"parquet files by 'hf download {source} --repo-type dataset --local-dir DATA/NAME', "
-            "or make folders train/<class>/ and val/<class>/ of photos.",
+            f"Nor is it in the cache of the Hugging Face `datasets` library ({error}). {remedy}",
         ) from error
 
 

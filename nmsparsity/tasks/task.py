@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 from nmsparsity.tasks.checkpoint import Checkpoint
@@ -23,6 +24,7 @@ class Task(LightningModule):
     Attributes:
         model: the network; its weights are what files hold.
         counted: the metrics of the last validation, over all processes.
+        folder: where to write more than metrics; None: nowhere.
     """
 
     model: nn.Module
@@ -30,7 +32,8 @@ class Task(LightningModule):
     def __init__(self, init_from: str | None = None) -> None:
         super().__init__()
         self.init_from = init_from
-        self.counted: dict[str, float] = {}
+        self.counted: dict[str, Any] = {}
+        self.folder: Path | None = None
 
     def setup(self, stage: str) -> None:
         """Load ``init_from`` once, before sparsity sets in and before a resume overwrites it."""
@@ -40,6 +43,10 @@ class Task(LightningModule):
     @abstractmethod
     def result(self) -> dict[str, Any]:
         """What a finished training says about its validations."""
+
+    def finish(self, trainer: Trainer, data: LightningDataModule) -> None:
+        """What is left to do after the fit, before the result is asked for; nothing by default."""
+        return None
 
     def attachments(self) -> dict[str, str]:
         """Texts without which the weights are of no use, by file name; none by default.

@@ -69,9 +69,10 @@ class Run:
         resume = None if self.resume is None else str(self.resume)
         try:
             self.trainer.fit(self.task, datamodule=self.data, ckpt_path=resume)
+            if self.trainer.interrupted:
+                return None
+            self.task.finish(self.trainer, self.data)
         except SIGTERMException:
-            return None
-        if self.trainer.interrupted:
             return None
         result = self.result()
         if not self.trying:
@@ -122,6 +123,7 @@ def prepare(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> Run
     ours = [built.sparsity, history, *([] if trying else [folder]), *callbacks]
     options = {**vars(built.trainer), "callbacks": ours}
     trainer = Trainer(**options, default_root_dir=folder.path)
+    built.task.folder = None if trying else folder.path
     return Run(
         kind=its,
         task=built.task,

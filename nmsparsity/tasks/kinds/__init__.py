@@ -34,6 +34,11 @@ KINDS: dict[str, Listed] = {
     "classification": Listed("images with one label each"),
     "detection": Listed("boxes of objects on images", ("faster_coco_eval",), "detection"),
     "segmentation": Listed("a mask for every object", ("faster_coco_eval",), "detection"),
+    "translation": Listed(
+        "sentences of one language in another",
+        ("transformers", "tokenizers", "sacrebleu"),
+        "translation",
+    ),
 }
 """By name; each is the ``KIND`` of ``nmsparsity.tasks.kinds.<name>``."""
 

@@ -1,0 +1,1 @@
+"""Machine translation: pairs of sentences, an encoder-decoder Transformer, beam search, BLEU."""

@@ -1,0 +1,139 @@
+"""Encoder-decoder Transformers of the transformers library: new, saved or described ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, MarianConfig
+
+from nmsparsity.tasks.translation.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """The Transformer of arXiv 1706.03762: norms after the sums, positions as sines.
+
+    The defaults are Transformer-base. Embeddings of both sides and the output layer are one tied
+    matrix.
+
+    Args:
+        width: of the vectors between layers.
+        feed_forward: of those inside a layer.
+        encoder_layers: how many,
+        decoder_layers: likewise.
+        heads: of attention.
+        dropout: on every sum and on the embeddings.
+        attention_dropout: on the attention's weights.
+        activation: between the two feed-forward layers.
+    """
+
+    width: int = 512
+    feed_forward: int = 2048
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    heads: int = 8
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation: str = "relu"
+
+    def config(self, vocabulary: Vocabulary, positions: int) -> MarianConfig:
+        """The configuration of transformers' Marian, which is this architecture.
+
+        Raises:
+            ValueError: if the heads do not divide the width.
+        """
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width}: want a multiple of the {self.heads} heads")
+        return MarianConfig(
+            vocab_size=vocabulary.size,
+            max_position_embeddings=positions,
+            d_model=self.width,
+            encoder_layers=self.encoder_layers,
+            decoder_layers=self.decoder_layers,
+            encoder_attention_heads=self.heads,
+            decoder_attention_heads=self.heads,
+            encoder_ffn_dim=self.feed_forward,
+            decoder_ffn_dim=self.feed_forward,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            activation_function=self.activation,
+            scale_embedding=True,
+            pad_token_id=vocabulary.pad,
+            eos_token_id=vocabulary.end,
+            decoder_start_token_id=vocabulary.pad,
+            forced_eos_token_id=None,
+        )
+
+
+def new(shape: Transformer, vocabulary: Vocabulary, positions: int) -> nn.Module:
+    """A new Transformer with random weights: Xavier's, embeddings of length about 1."""
+    model = _from_config(shape.config(vocabulary, positions))
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.out_features != vocabulary.size:
+            nn.init.xavier_uniform_(module.weight)
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    nn.init.normal_(embedding.weight, std=shape.width**-0.5)
+    nn.init.zeros_(embedding.weight[vocabulary.pad].detach())
+    return model
+
+
+def pretrained(folder: str, vocabulary: Vocabulary) -> nn.Module:
+    """Any encoder-decoder that transformers has saved in a folder on this computer.
+
+    Raises:
+        FileNotFoundError: if there is no such folder; nothing is downloaded.
+        ValueError: if it has not the vocabulary's size.
+    """
+    if not Path(folder, "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: no folder with a config.json; want a saved model")
+    model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True)
+    if model.config.vocab_size != vocabulary.size:
+        raise ValueError(
+            f"{folder}: {model.config.vocab_size:,} tokens, the vocabulary has "
+            f"{vocabulary.size:,}; give the model's own by --data.vocabulary_file "
+            f"{folder}/tokenizer.json"
+        )
+    found: nn.Module = model
+    return found
+
+
+def described(text: str) -> nn.Module:
+    """A model from what `describe` said about it, with random weights.
+
+    Raises:
+        ValueError: if this transformers knows no such model.
+    """
+    try:
+        said = json.loads(text)
+        config = AutoConfig.for_model(said.pop("model_type"), **said)
+        return _from_config(config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"model.json: no description of an encoder-decoder ({error})") from error
+
+
+def _from_config(config: Any) -> nn.Module:
+    build: Any = AutoModelForSeq2SeqLM.from_config
+    model: nn.Module = build(config)
+    return model
+
+
+def describe(model: nn.Module) -> str:
+    """All of a model but its weights, as JSON."""
+    said: str = model.config.to_json_string(use_diff=False)  # type: ignore[operator, union-attr]
+    return said
+
+
+def start_of(model: nn.Module) -> int:
+    """The number of the token that the decoder starts from."""
+    found: Any = model.config
+    return int(found.decoder_start_token_id)
+
+
+def positions_of(model: nn.Module, otherwise: int) -> int:
+    """How many tokens a model takes; ``otherwise`` where it has no limit of its own."""
+    found = getattr(model.config, "max_position_embeddings", None)
+    return otherwise if found is None else min(int(found), otherwise)

@@ -1,0 +1,218 @@
+"""TranslationTask: an encoder-decoder, its loss, its optimizer, its translations, for Lightning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
+
+from nmsparsity.tasks.checkpoint import Checkpoint
+from nmsparsity.tasks.schedule import planned_steps
+from nmsparsity.tasks.task import Task
+from nmsparsity.tasks.translation.adam import AdamW
+from nmsparsity.tasks.translation.average import AVERAGED, AverageDense
+from nmsparsity.tasks.translation.data import VOCABULARY
+from nmsparsity.tasks.translation.decoding import Decoder
+from nmsparsity.tasks.translation.models import (
+    Transformer,
+    describe,
+    described,
+    new,
+    positions_of,
+    pretrained,
+    start_of,
+)
+from nmsparsity.tasks.translation.scores import Scores
+from nmsparsity.tasks.translation.token_batches import Batch
+from nmsparsity.tasks.translation.vocabulary import Vocabulary
+
+MODEL = "model.json"
+
+
+class TranslationTask(Task):
+    """Trains an encoder-decoder to translate, and translates the whole validation set.
+
+    Logs ``train/loss`` (with label smoothing, per token), ``train/tokens_per_second`` (target
+    tokens, all processes), ``val/loss`` and ``val/perplexity`` (without), ``val/bleu`` and
+    ``val/chrf``. During training the validation decodes greedily; ``nmsparsity evaluate`` searches
+    with a beam. A step weighs every target token alike, however many processes and accumulated
+    batches it is made of.
+
+    Args:
+        vocabulary: taken from the data by the command line,
+        max_length: likewise.
+        transformer: a new one of this shape.
+        pretrained: instead, the model that transformers saved in this folder.
+        optimizer: AdamW and its schedule.
+        label_smoothing: share of the target spread over all tokens.
+        beam: hypotheses of the search in evaluation.
+        length_penalty: see `Decoder`.
+        average: epochs at the end whose dense weights are averaged into ``averaged.ckpt``; 0 for
+            none.
+        init_from: a checkpoint, packed file or run folder whose weights to start from.
+        attached: the texts that a checkpoint brought along.
+
+    Attributes:
+        best_bleu: the largest of all epochs.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        max_length: int,
+        transformer: Transformer = Transformer(),
+        pretrained: str | None = None,
+        optimizer: AdamW = AdamW(),
+        label_smoothing: float = 0.1,
+        beam: int = 4,
+        length_penalty: float = 0.6,
+        average: int = 0,
+        init_from: str | None = None,
+        attached: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(init_from)
+        self.vocabulary = vocabulary
+        self.model = network(vocabulary, max_length, transformer, pretrained, attached or {})
+        self._start = start_of(self.model)
+        self.limit = positions_of(self.model, max_length)
+        self.optimizer, self.label_smoothing, self.average = optimizer, label_smoothing, average
+        self.decoder = Decoder(beam, length_penalty, self.limit)
+        self.best_bleu = 0.0
+        self.scores = Scores(vocabulary.pad)
+        self._averaged: dict[str, Any] = {}
+        self._tokens, self._since = 0, 0.0
+
+    def attachments(self) -> dict[str, str]:
+        return {VOCABULARY: self.vocabulary.text, MODEL: describe(self.model)}
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [AverageDense(self.average)] if self.average else []
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        """Token scores ``[rows, target tokens, vocabulary]`` of each token, given those before."""
+        pad = self.vocabulary.pad
+        start = torch.full_like(target[:, :1], self._start)
+        scores: Tensor = self.model(
+            input_ids=source,
+            attention_mask=source.ne(pad).long(),
+            decoder_input_ids=torch.cat([start, target[:, :-1]], dim=1),
+            use_cache=False,
+        ).logits
+        return scores
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        # Dropout of a step then depends on nothing before it: an interruption changes nothing.
+        torch.manual_seed(batch.draws)
+        loss = functional.cross_entropy(
+            self(batch.source, batch.target).float().flatten(0, 1),
+            batch.target.flatten(),
+            ignore_index=self.vocabulary.pad,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        # Lightning divides by the accumulated batches, and DDP by the processes.
+        shares = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        loss = loss * shares / batch.step_tokens
+        self._tokens += int(batch.target.ne(self.vocabulary.pad).sum())
+        self.log("train/loss", loss.detach(), on_step=True, on_epoch=False, sync_dist=True)
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        self._tokens, self._since = 0, time.perf_counter()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self.scores.add_loss(self(batch.source, batch.target), batch.target)
+        decoder = self.decoder
+        if self.trainer.state.fn == "fit":
+            decoder = Decoder(1, decoder.length_penalty, decoder.limit)
+        found = decoder(self.model, self.vocabulary, batch.source)
+        self._tokens += sum(its.tokens for its in found)
+        if int(batch.numbers[0]) >= 0:
+            self.scores.add_texts(batch.numbers, [its.text for its in found])
+
+    def on_validation_epoch_start(self) -> None:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.log("train/tokens_per_second", self._rate())
+        self.scores = Scores(self.vocabulary.pad)
+        self._tokens, self._since = 0, time.perf_counter()
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:
+            return
+        rate, pairs = self._rate(), self._data().evaluation.texts
+        whole = self.trainer.num_val_batches == [len(self._data().val_dataloader())]
+        counted = self.scores.compute(pairs, self._add_up, whole)
+        self.counted = {**counted, "decoded_per_second": rate}
+        if self.trainer.state.fn == "fit":
+            self.best_bleu = max(self.best_bleu, self.counted["bleu"])
+        for name, value in self.counted.items():
+            if not isinstance(value, str):
+                self.log(f"val/{name}", float(value), prog_bar=name == "bleu", sync_dist=False)
+        if self.folder is not None and self.trainer.is_global_zero:
+            self.scores.write(self.folder / f"translations-{self._data().split}.tsv", pairs)
+
+    def _data(self) -> Any:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
+
+    def _rate(self) -> float:
+        """Tokens a second of all processes since the clock was started."""
+        tokens = self._add_up(torch.tensor(float(self._tokens), device=self.device))
+        return float(tokens) / max(time.perf_counter() - self._since, 1e-9)
+
+    def result(self) -> dict[str, Any]:
+        return {**self.counted, "best_bleu": self.best_bleu, **self._averaged}
+
+    def finish(self, trainer: Trainer, data: LightningDataModule) -> None:
+        """Count the answers of the averaged network too; the module holds it from here on."""
+        path = None if self.folder is None else self.folder / AVERAGED
+        if path is None or not path.exists() or not self.average:
+            return
+        last = self.counted
+        Checkpoint.read(path).load_into(self.model)
+        trainer.validate(self, datamodule=data, verbose=False)
+        names = ("bleu", "chrf", "loss", "perplexity")
+        self._averaged = {f"averaged_{name}": self.counted[name] for name in names}
+        self.counted = last
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["best_bleu"] = self.best_bleu
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.best_bleu = checkpoint.get("best_bleu", 0.0)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer.build(self.model)
+        scheduler = LambdaLR(optimizer, self._share_of_lr)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _share_of_lr(self, step: int) -> float:
+        planned = planned_steps(self.trainer)
+        return self.optimizer.share_of_lr(step, None if planned is None else planned[1])
+
+
+def network(
+    vocabulary: Vocabulary,
+    max_length: int,
+    shape: Transformer,
+    folder: str | None,
+    attached: Mapping[str, str],
+) -> nn.Module:
+    """The checkpoint's own architecture; else the saved model; else a new one."""
+    if MODEL in attached:
+        return described(attached[MODEL])
+    if folder is not None:
+        return pretrained(folder, vocabulary)
+    return new(shape, vocabulary, max_length)
