@@ -1,4 +1,4 @@
-"""The command line: ``nmsparsity train | evaluate | predict | inspect | pack | bench``."""
+"""The command line: train, evaluate, predict, translate, inspect, pack, bench."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ Train, check and store neural networks in which at most N of every M weights are
   train     train a network from a recipe, dense or N:M sparse from scratch
   evaluate  count a trained network's answers on the whole validation set
   predict   draw what a trained detector finds on images
+  translate lines of text by a trained translator
   inspect   the per-layer table of any checkpoint or packed file: pattern, density, bytes
   pack      write a checkpoint as one packed file, loss-free
   bench     measure a packed model against dense engines: latency, memory, error
@@ -30,8 +31,9 @@ A first tour, with the images that come with the repository:
   nmsparsity bench first.safetensors --batch 64
 
 Every command has its own --help. --kind, or kind: in a recipe, says which task it is of:
-classification (the default), detection, segmentation. Data sets are looked for in --data.root, else
-in the folder that the environment variable NMSPARSITY_DATA names, else in ~/.cache/nmsparsity.
+classification (the default), detection, segmentation, translation. Data sets are looked for in
+--data.root, else in the folder that the environment variable NMSPARSITY_DATA names, else in
+~/.cache/nmsparsity.
 """
 
 
@@ -99,6 +101,15 @@ def predict(words: list[str]) -> int:
     return 0
 
 
+def translate(words: list[str]) -> int:
+    need("transformers", "tokenizers", extra="translation")
+    need("lightning")
+    from nmsparsity.tasks.translation.translate import translate
+
+    translate(words)
+    return 0
+
+
 def inspect(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="nmsparsity inspect",
@@ -142,6 +153,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "translate": translate,
     "inspect": inspect,
     "pack": pack,
     "bench": bench,

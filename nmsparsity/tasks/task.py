@@ -34,6 +34,8 @@ class Task(LightningModule):
         self.init_from = init_from
         self.counted: dict[str, Any] = {}
         self.folder: Path | None = None
+        self._accumulating = False
+        self._gradients: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
         """Load ``init_from`` once, before sparsity sets in and before a resume overwrites it."""
@@ -56,11 +58,32 @@ class Task(LightningModule):
         """
         return {}
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Notice whether an optimizer step is half way through its accumulated batches."""
+        done = batch_idx + 1
+        last = done == self.trainer.num_training_batches
+        self._accumulating = not last and done % self.trainer.accumulate_grad_batches != 0
+
+    def on_train_start(self) -> None:
+        """Go on with the gradients of a step that was interrupted half way."""
+        own = dict(self.named_parameters())
+        for name, gradient in self._gradients.items():
+            own[name].grad = gradient.to(own[name].device)
+        self._gradients = {}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["counted"] = self.counted
+        if self._accumulating:
+            # Every process has its own; the next step averages them all the same.
+            checkpoint["gradients"] = {
+                name: self.trainer.strategy.reduce(p.grad.clone(), reduce_op="mean")
+                for name, p in self.named_parameters()
+                if p.grad is not None
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.counted = checkpoint.get("counted", {})
+        self._gradients = checkpoint.get("gradients", {})
 
     def _add_up(self, counts: Tensor) -> Tensor:
         """The sum over all processes; every one of them has to ask for it."""

@@ -100,7 +100,7 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 def _write(folder: Path, weights: dict[str, Tensor]) -> None:
     content = torch.load(folder / "last.ckpt", map_location="cpu", weights_only=True)
     content["state_dict"] = {f"model.{name}": value.cpu() for name, value in weights.items()}
-    for key in ("optimizer_states", "lr_schedulers", "loops"):
+    for key in ("optimizer_states", "lr_schedulers", "loops", "gradients"):
         content.pop(key, None)
     content["callbacks"] = {
         name: state for name, state in content["callbacks"].items() if "SparsityCallback" in name

@@ -97,7 +97,7 @@ def pretrained(folder: str, vocabulary: Vocabulary) -> nn.Module:
             f"{vocabulary.size:,}; give the model's own by --data.vocabulary_file "
             f"{folder}/tokenizer.json"
         )
-    found: nn.Module = model
+    found: nn.Module = model.train()
     return found
 
 

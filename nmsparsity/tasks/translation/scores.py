@@ -49,7 +49,7 @@ class Scores:
         loss = functional.cross_entropy(
             scores.float().flatten(0, 1), target.flatten(), ignore_index=self.pad, reduction="sum"
         )
-        self._sums[0] += float(loss)
+        self._sums[0] += float(loss.detach())
         self._sums[1] += int(target.ne(self.pad).sum())
 
     def add_texts(self, numbers: Tensor, texts: Sequence[str]) -> None:

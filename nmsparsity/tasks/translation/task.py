@@ -93,7 +93,8 @@ class TranslationTask(Task):
         return {VOCABULARY: self.vocabulary.text, MODEL: describe(self.model)}
 
     def configure_callbacks(self) -> list[Callback]:
-        return [AverageDense(self.average)] if self.average else []
+        fitting = self.trainer.state.fn == "fit"
+        return [AverageDense(self.average)] if self.average and fitting else []
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Token scores ``[rows, target tokens, vocabulary]`` of each token, given those before."""
