@@ -12,7 +12,7 @@ help:  ## this list
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'nmsparsity: want Python 3.11 or newer, PYTHON=... says which')"
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,timm,bench,dev]"
+	$(RUN)python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,timm,translation,bench,dev]"
 	@touch $@
 
 demo: $(STAMP)  ## train a dense and a 2:4 network on real images; a table and a plot
