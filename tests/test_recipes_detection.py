@@ -127,6 +127,10 @@ def test_a_backbone_goes_from_one_recipe_to_the_next(
     monkeypatch.setenv("NMSPARSITY_DATA", str(root))
     quick = [*TWO_STEPS, "--trainer.fast_dev_run", "false", "--trainer.max_epochs", "1"]
     prepare([*configs("detection/backbone_2of4"), *quick]).fit()
-    result = prepare([*configs("detection/bccd_2of4"), *quick]).fit()
+    start = ["--task.backbone.init_from", "runs/backbone_2of4/seed0"]
+    start += ["--task.backbone.norm", "batch", "--task.backbone.trainable_layers", "5"]
+    run = prepare([*configs("detection/bccd_2of4"), *quick, *start])
+    result = run.fit()
     assert result is not None
+    check_sparsity(run, "detection/bccd_2of4", 20)
     assert (tmp_path / "runs" / "bccd_2of4" / "seed0" / "result.json").exists()

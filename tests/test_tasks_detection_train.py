@@ -19,7 +19,7 @@ import nmsparsity as nm
 from nmsparsity import cli
 from nmsparsity.tasks.detection.dataset import read_image
 from nmsparsity.tasks.detection.draw import draw
-from nmsparsity.tasks.detection.predict import detector_of
+from nmsparsity.tasks.detection.predict import data_of, detector_of
 from nmsparsity.tasks.evaluate import evaluate
 from nmsparsity.tasks.train import Run, prepare
 from tests.coco_images import edit, write_coco
@@ -315,6 +315,22 @@ def test_the_learning_rate_falls_in_steps(tmp_path: Path) -> None:
     run: Run = prepare(words(tmp_path), [Look()])
     run.fit()
     assert rates == pytest.approx([2e-5, 0.01001, 0.02, 0.02, 0.002, 0.002, 0.002, 0.002])
+
+
+def test_null_is_a_setting_too(tmp_path: Path) -> None:
+    """Images in their own size: what stands in the file says so, the default is another."""
+    line = words(tmp_path, "--data.min_size", "null", "--trainer.max_epochs", "1")
+    result = prepare(line).fit()
+    assert result is not None
+    assert (
+        yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["min_size"] is None
+    )
+    counted, _ = evaluate([str(tmp_path / "run" / "last.ckpt")])
+    assert counted == {name: result[name] for name in counted}
+    model, _, config = detector_of(str(tmp_path / "run"))
+    images, _ = model.transform([torch.rand(3, 50, 70)])
+    assert images.image_sizes == [(50, 70)]
+    assert data_of(config).min_size is None
 
 
 def test_drawing_keeps_below_the_threshold_off() -> None:

@@ -105,7 +105,7 @@ def settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
 
     The default kind is left out, as in the files of before there were others.
     """
-    plain: dict[str, Any] = yaml.safe_load(parser.dump(config))
+    plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_unset=False))
     if plain.get("kind") == DEFAULT:
         del plain["kind"]
     return {key: value for key, value in plain.items() if key not in PLACES}

@@ -56,7 +56,7 @@ def draw(
         said = scores[keep].tolist()
         words = [f"{w} {value:.2f}".strip() for w, value in zip(words, said, strict=True)]
     # Hundreds of scores would cover the image.
-    shown = words if len(words) <= 40 and any(words) else None
+    shown = words if len(words) <= 20 * len(names) and any(words) else None
     drawn: Tensor = draw_bounding_boxes(image, boxes, shown, colors=colors, width=1)
     return drawn
 

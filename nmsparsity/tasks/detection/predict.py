@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from nmsparsity.tasks.checkpoint import Checkpoint
+from nmsparsity.tasks.detection.data import DetectionData
 from nmsparsity.tasks.detection.dataset import read_image
 from nmsparsity.tasks.detection.draw import draw, save_image, side_by_side
 from nmsparsity.tasks.detection.gallery import grid, write_results
@@ -97,14 +98,19 @@ def _find(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
 
 def _grid(models: list[nn.Module], config: Any, options: Any, folder: Path) -> Path:
     """Validation images of the training."""
-    its = kind(config["kind"])
-    root = {} if options.root is None else {"root": options.root}
-    parser = ArgumentParser()
-    parser.add_class_arguments(its.data, "data")
-    built = parser.instantiate(parser.parse_object({"data": {**config["data"], **root}}))
     target = folder / "grid.png"
-    save_image(grid(models, built.data.evaluation, options.grid, options.threshold), target)
+    data = data_of(config, options.root).evaluation
+    save_image(grid(models, data, options.grid, options.threshold), target)
     return target
+
+
+def data_of(config: Mapping[str, Any], root: str | None = None) -> DetectionData:
+    """The data of a training, by its configuration; ``root`` says where they lie now."""
+    parser = ArgumentParser()
+    parser.add_class_arguments(kind(config["kind"]).data, "data")
+    given = {**config["data"], **({} if root is None else {"root": root})}
+    found: DetectionData = parser.instantiate(parser.parse_object({"data": given})).data
+    return found
 
 
 def _parse(words: Sequence[str]) -> Any:

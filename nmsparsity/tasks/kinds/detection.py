@@ -40,6 +40,8 @@ def sentences(
     """What to say about a training and an evaluation that score ``box``, ``mask`` or both."""
 
     def trained(result: Mapping[str, Any]) -> str:
+        if f"{kinds[-1]}_ap" not in result:
+            return f"{result['epochs']} epochs, not validated (trainer.check_val_every_n_epoch)"
         found = ", ".join(f"{kind} AP {result[f'{kind}_ap']:.2f}" for kind in kinds)
         best = result[f"best_{kinds[-1]}_ap"]
         return (

@@ -1,0 +1,251 @@
+"""AP of dense, STE, SR-STE and fixed masks: BCCD boxes, nuclei boxes and masks, two seeds.
+
+    python benchmarks/detection.py                     # the whole table, resumable
+    python benchmarks/detection.py --latency           # then: CPU latency of the trained detectors
+    python benchmarks/detection.py --report            # results/detection.md and plots
+
+Trainings are those of recipes/detection/bccd_*.yaml and recipes/segmentation/nuclei_*.yaml, run as
+``nmsparsity train`` runs them. Every finished one is a line of the results file and is not done
+again; one that was stopped goes on where it was. Seeds are the outer loop. ``fixed`` starts from
+the dense detector of the same seed and trains a second time, as in ASP. With ``--backbone cifar10``
+all others start from a classifier trained on CIFAR-10 by the same method and pattern. What is
+reported is the last epoch, on the validation split; nothing is chosen on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+RECIPES = {"bccd": "detection/bccd_{}", "nuclei": "segmentation/nuclei_{}"}
+METHODS = ("dense", "ste", "sr_ste", "fixed")
+PATTERNS = ("2:4", "1:4")
+ENGINES = ("torch", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training; without a set, that of a backbone on CIFAR-10."""
+
+    set: str
+    method: str
+    pattern: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A name that is also that of its folder."""
+        pattern = () if self.method == "dense" else (self.pattern.replace(":", "of"),)
+        return "-".join((self.set or "backbone", self.method, *pattern, f"seed{self.seed}"))
+
+    @property
+    def backbone(self) -> Run:
+        """The classifier it stands on; one for all seeds."""
+        return Run("", self.method, self.pattern, 0)
+
+    @property
+    def dense(self) -> Run:
+        """The detector that ``fixed`` starts from."""
+        return Run(self.set, "dense", "", self.seed)
+
+
+def runs(options: argparse.Namespace) -> list[Run]:
+    """All trainings in order: seeds outermost, dense first and fixed last."""
+    found = []
+    for seed in range(options.seeds):
+        for name in options.sets:
+            for method in sorted(options.methods, key=METHODS.index):
+                for pattern in [""] if method == "dense" else options.patterns:
+                    run = Run(name, method, pattern, seed)
+                    if options.backbone == "cifar10" and method != "fixed":
+                        found.append(run.backbone)
+                    found.append(run)
+    return list(dict.fromkeys(found))
+
+
+def words(run: Run, options: argparse.Namespace) -> list[str]:
+    """The arguments of ``nmsparsity train``."""
+    tag = "dense" if run.method == "dense" else "2of4"
+    recipe = RECIPES[run.set].format(tag) if run.set else f"detection/backbone_{tag}"
+    found = ["--config", str(ROOT / "recipes" / f"{recipe}.yaml"), "--seed", str(run.seed)]
+    found += ["--run_dir", str(options.runs / run.key), "--sparsity.print_report", "false"]
+    found += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+    if run.method != "dense":
+        found += ["--sparsity.pattern", run.pattern, "--sparsity.method", run.method]
+    if options.root:
+        found += ["--data.root", options.root]
+    if not run.set:
+        return found + _epochs(options.backbone_epochs)
+    if run.method == "fixed":
+        found += ["--task.init_from", str(options.runs / run.dense.key / "last.ckpt")]
+    found += _start(run, options)
+    return [*found, *_epochs(options.epochs), *options.more]
+
+
+def _start(run: Run, options: argparse.Namespace) -> list[str]:
+    """Where the backbone starts from; that of ``fixed`` comes with the detector."""
+    if options.backbone == "random" or run.method == "fixed":
+        return []
+    return [
+        *("--task.backbone.init_from", str(options.runs / run.backbone.key / "last.ckpt")),
+        *("--task.backbone.norm", "batch", "--task.backbone.trainable_layers", "5"),
+    ]
+
+
+def _epochs(count: int | None) -> list[str]:
+    return [] if count is None else ["--trainer.max_epochs", str(count)]
+
+
+def train(run: Run, options: argparse.Namespace) -> dict[str, Any]:
+    """Train one network, or go on with it; its line of the results."""
+    import torch
+
+    from nmsparsity.tasks.packing import pack
+    from nmsparsity.tasks.train import prepare, quiet
+
+    quiet()
+    torch.set_num_threads(options.threads)
+    ready = prepare(words(run, options))
+    result = ready.fit()
+    if result is None:
+        raise SystemExit(f"{run.key} was stopped; the same command goes on")
+    folder = options.runs / run.key
+    packed, dense = pack(folder / "last.ckpt", folder / "packed.safetensors")
+    return {
+        "key": run.key,
+        **asdict(run),
+        "result": result,
+        "curve": _curve(folder / "history.csv"),
+        "packed_bytes": packed,
+        "dense_bytes": dense,
+        "backbone": options.backbone,
+        "epochs": options.epochs,
+        "torch": torch.__version__,
+        "command": command(),
+    }
+
+
+def _curve(file: Path) -> list[dict[str, float]]:
+    import csv
+
+    with file.open() as rows:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(rows)]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What is finished; a half-written last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def train_all(options: argparse.Namespace) -> None:
+    """All missing trainings, one after the other."""
+    lines = read_lines(options.results)
+    settings = {"backbone": options.backbone, "epochs": options.epochs}
+    if any({name: line[name] for name in settings} != settings for line in lines):
+        raise SystemExit(f"{options.results} has other trainings: give another --results")
+    done = {line["key"] for line in lines}
+    wanted = runs(options)
+    print(f"{len(done)} trainings done, {sum(r.key not in done for r in wanted)} to do", flush=True)
+    for run in wanted:
+        if run.key not in done:
+            line = train(run, options)
+            append(options.results, line)
+            found = {k: round(v, 2) for k, v in line["result"].items() if k in SHOWN}
+            print(f"{run.key:28s} {found} {line['result']['cpu_seconds']:.0f} s", flush=True)
+
+
+SHOWN = ("top1", "box_ap", "mask_ap")
+
+
+def measure_all(options: argparse.Namespace) -> None:
+    """Latency of the trained detectors of seed 0, each packed and dense, all engines in turns."""
+    from nmsparsity.bench import benchmark
+    from nmsparsity.tasks.detection.dataset import Detections
+    from nmsparsity.tasks.detection.predict import data_of, detector_of
+
+    done = {line["key"] for line in read_lines(options.latency_results)}
+    for line in read_lines(options.results):
+        wanted = line["set"] and line["seed"] == 0 and line["method"] == "sr_ste"
+        if not wanted or line["key"] in done:
+            continue
+        model, _, config = detector_of(str(options.runs / line["key"] / "packed.safetensors"))
+        data = data_of(config, options.root).evaluation
+        image, _ = Detections(data, None, masks=False)[options.image]
+        found = benchmark(model, [image], against=ENGINES, rounds=options.rounds, threads=1)
+        append(
+            options.latency_results,
+            {
+                **{name: line[name] for name in ("key", "set", "pattern")},
+                "image": list(image.shape),
+                "rows": [
+                    {"name": row.name, "ms": 1e3 * row.times.median, "error": row.error}
+                    for row in found.rows
+                ],
+                "missing": dict(found.missing),
+                "layers": {name: its.summary for name, its in found.layers.items()},
+                "command": command(),
+            },
+        )
+        print(line["key"], found.summary, flush=True)
+
+
+def command() -> str:
+    """What was typed, without where data and runs lie."""
+    typed = sys.argv[1:]
+    for option in ("--root", "--runs"):
+        if option in typed:
+            del typed[typed.index(option) : typed.index(option) + 2]
+    return " ".join(["python benchmarks/detection.py", *typed])
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sets", nargs="+", default=list(RECIPES), choices=RECIPES)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
+    parser.add_argument("--seeds", type=int, default=2, help="how many")
+    parser.add_argument("--backbone", choices=("cifar10", "random"), default="random")
+    parser.add_argument("--epochs", type=int, help="of every detector; default: the recipe's")
+    parser.add_argument("--backbone-epochs", type=int, help="default: the recipe's")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--root", default=os.environ.get("NMSPARSITY_DATA"), help="of the data")
+    parser.add_argument("--runs", type=Path, default=Path("runs/detection"), help="checkpoints")
+    parser.add_argument("--results", type=Path, default=RESULTS / "detection.jsonl")
+    parser.add_argument("--rounds", type=int, default=15, help="latency: turns of each engine")
+    parser.add_argument("--image", type=int, default=0, help="latency: of the validation split")
+    parser.add_argument("--latency", action="store_true", help="measure what is trained")
+    parser.add_argument("--report", action="store_true", help="write Markdown and plots only")
+    parser.add_argument("--more", nargs=argparse.REMAINDER, default=[], help="for nmsparsity train")
+    options = parser.parse_args()
+    options.latency_results = options.results.with_name(f"{options.results.stem}-latency.jsonl")
+    return options
+
+
+if __name__ == "__main__":
+    chosen = parse()
+    if chosen.report:
+        from detection_report import write_report
+
+        write_report(chosen.results, read_lines(chosen.results), read_lines(chosen.latency_results))
+    elif chosen.latency:
+        measure_all(chosen)
+    else:
+        train_all(chosen)
