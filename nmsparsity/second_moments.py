@@ -118,12 +118,14 @@ class SecondMoments:
         """The last update again, with the v* from before it: w <- w - lr * m / (sqrt(v*) + eps).
 
         Weight decay is the optimizer's: Adam's stands in the gradient, and so in m; AdamW's
-        shrinks w first. A parameter that gets its first gradient now is left to Adam.
+        shrinks w first. A parameter that gets its first gradient now is left to Adam this once, and
+        its v* is that of this update.
         """
         for before, state in self._updated():
-            if before.second is None or before.value is None:
-                continue
             group, steps = before.group, float(state["step"])
+            if before.second is None or before.value is None:
+                state["exp_avg_sq"].div_(1.0 - float(group["betas"][1]) ** steps)
+                continue
             lr, decay = float(group["lr"]), float(group["weight_decay"])
             local_shard(state["exp_avg_sq"]).copy_(before.second)
             if group.get("decoupled_weight_decay", type(self._optimizer) is AdamW):

@@ -109,6 +109,20 @@ def test_the_update_with_frozen_moments_by_hand() -> None:
     assert_close(optimizer.state[layer.weight]["exp_avg_sq"], torch.tensor([[1.0, 4.0, 9.0, 16.0]]))
 
 
+def test_a_parameter_that_learns_only_after_the_switch_gets_its_own_frozen_moment() -> None:
+    layer = nn.Linear(4, 1)
+    optimizer = torch.optim.Adam(layer.parameters(), 0.1, betas=(0.0, 0.999), eps=0.0)
+    nm.sparsify(layer, optimizer, "2:4", method="step", include="*", total_steps=2, latest=0.5)
+    layer.weight.grad = torch.ones(1, 4)
+    optimizer.step()
+    for expected in (0.1, 0.2):
+        before = layer.bias.detach().clone()
+        layer.bias.grad = torch.tensor([2.0 * expected / 0.1])
+        optimizer.step()
+        # v* is the square of its first gradient, 2: the second one, 4, moves it twice as far.
+        assert_close(before - layer.bias.detach(), torch.tensor([expected]))
+
+
 @pytest.mark.parametrize(("threshold", "at"), [(1e9, 2), (0.0, 10)])
 def test_the_switch_is_clipped_to_its_shares(threshold: float, at: int) -> None:
     model = net()
