@@ -78,6 +78,7 @@ class Tokens {
       for (std::int64_t w = 0; w < windows; w += p_.depth) {
         const std::int64_t until = w + p_.depth < windows ? w + p_.depth : windows;
         for (std::int64_t i = 0; i < turns_; ++i) {
+          if (until == windows) announce(from, end, i);
           add(from, end, w, until, tile + i * turn + w * width_ * window, sums + i * sum);
           if (until == windows) finish(from, end, i, sums + i * sum);
         }
@@ -132,6 +133,18 @@ class Tokens {
         add_windows<Slots, Pixels, Blocks>(values, places, next, end - w, x, w, sums);
       } else {
         add_windows<Slots, Pixels, 1>(values, places, next, end - w, x, w, sums);
+      }
+    }
+  }
+
+  // What `finish` will touch, far apart in memory, is on its way while there is work to do.
+  void announce(std::int64_t from, std::int64_t to, std::int64_t turn) const {
+    if (p_.y_channel != 1) return;
+    for (int i = 0; i < pixels_in(turn); ++i) {
+      const std::int64_t at = outputs_[turn * size_ + i] + group_ * p_.rows;
+      for (std::int64_t b = from; b < to; ++b) {
+        __builtin_prefetch(p_.y + at + b * lanes, 1);
+        if (p_.residual) __builtin_prefetch(p_.residual + at + b * lanes);
       }
     }
   }
