@@ -41,7 +41,7 @@ def markdown(name: str, lines: Sequence[Line]) -> str:
             "|---|---|---|---|---|---|---|---|",
             *(row(group) for group in groups(lines)),
             f"\nBLEU: `{first['signatures'][0]}`; chrF2: `{first['signatures'][1]}`. Density is "
-            "that of all weights that could be N:M; SAD is summed over the epochs.\n",
+            "that of all weights, embeddings among them; SAD is summed over the epochs.\n",
             *differences(lines),
             f"![BLEU]({name}-bleu.png)\n",
             f"{len(lines)} runs, {seconds / 3600:.1f} core hours of training. "

@@ -128,8 +128,13 @@ def test_the_tour(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     packed, output = tmp_path / "model.safetensors", tmp_path / "out.de"
     assert cli.main(["pack", str(run), "-o", str(packed)]) == 0
     assert cli.main(["inspect", str(packed)]) == 0
-    table = capsys.readouterr().out
-    assert "26 of " in table
+    said, table = capsys.readouterr().out.split("\n", 1)
+    assert "26 of 30 weights are N:M" in table, "not embedding, output bias, positions of two sides"
+    assert "the same as lm_head.weight" in table or "the same as model." in table
+    state = read_translator(run).model.state_dict()
+    once = {tensor.data_ptr(): tensor.nbytes for tensor in state.values()}
+    assert f"of {sum(once.values()):,} dense" in said
+    assert len(once) < len(state), "tied weights count once"
     for file in (run, packed):
         assert cli.main(["evaluate", str(file), *QUIET, "--data.split", "test"]) == 0
     of_run, of_packed = capsys.readouterr().out.split("BLEU ")[1:]

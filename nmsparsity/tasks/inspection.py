@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class Layer:
         dense_bytes: its size in memory.
         packed_bytes: its size packed; that of the dense one where it does not pack.
         note: how the pattern is known, or why it does not hold.
+        same_as: the name of the weight that it is tied to, which is counted there.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Layer:
     dense_bytes: int
     packed_bytes: int
     note: str
+    same_as: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,14 @@ class Inspection:
     @property
     def summary(self) -> str:
         """What is sparse, and what packing saves, in two sentences."""
-        sparse = sum(layer.pattern is not None for layer in self.layers)
-        elements = sum(torch.Size(layer.shape).numel() for layer in self.layers)
-        kept = sum(torch.Size(layer.shape).numel() * layer.density for layer in self.layers)
-        dense = sum(layer.dense_bytes for layer in self.layers)
-        packed = sum(layer.packed_bytes for layer in self.layers)
+        layers = [layer for layer in self.layers if layer.same_as is None]
+        sparse = sum(layer.pattern is not None for layer in layers)
+        elements = sum(torch.Size(layer.shape).numel() for layer in layers)
+        kept = sum(torch.Size(layer.shape).numel() * layer.density for layer in layers)
+        dense = sum(layer.dense_bytes for layer in layers)
+        packed = sum(layer.packed_bytes for layer in layers)
         return (
-            f"{sparse} of {len(self.layers)} weights are N:M; {kept / max(elements, 1):.1%} of "
+            f"{sparse} of {len(layers)} weights are N:M; {kept / max(elements, 1):.1%} of "
             f"{elements:,} elements are nonzero. These weights take {dense:,} bytes dense, "
             f"{packed:,} packed ({packed / max(dense, 1):.1%}); the file has {self.file_bytes:,}."
         )
@@ -121,9 +125,11 @@ def _layout(weight: Tensor, pattern: Pattern) -> Layout:
 
 
 def _layers(checkpoint: Checkpoint) -> Iterator[Layer]:
+    first: dict[tuple[Any, ...], str] = {}
     for name, weight in checkpoint.tensors.items():
         if weight.dim() < 2 or not weight.is_floating_point():
             continue
+        same_as = first.setdefault(identity(weight), name)
         packed, note, pattern = None, "", checkpoint.patterns.get(name)
         try:
             packed = pack_weight(checkpoint, name, weight)
@@ -139,7 +145,13 @@ def _layers(checkpoint: Checkpoint) -> Iterator[Layer]:
             weight.nbytes,
             weight.nbytes if packed is None else packed.nbytes,
             note,
+            None if same_as == name else same_as,
         )
+
+
+def identity(weight: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same memory: tied weights."""
+    return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype
 
 
 def _cells(layer: Layer) -> tuple[str, ...]:
@@ -152,5 +164,5 @@ def _cells(layer: Layer) -> tuple[str, ...]:
         f"{layer.dense_bytes:,}",
         f"{layer.packed_bytes:,}",
         f"{layer.packed_bytes / max(layer.dense_bytes, 1):.1%}",
-        layer.note,
+        layer.note if layer.same_as is None else f"the same as {layer.same_as}",
     )

@@ -8,7 +8,7 @@ import yaml
 
 from nmsparsity.packed import write
 from nmsparsity.tasks.checkpoint import ATTACHMENT, Checkpoint
-from nmsparsity.tasks.inspection import pack_weight
+from nmsparsity.tasks.inspection import identity, pack_weight
 
 
 def pack(source: str | Path, target: str | Path) -> tuple[int, int]:
@@ -20,7 +20,7 @@ def pack(source: str | Path, target: str | Path) -> tuple[int, int]:
     that ``nmsparsity evaluate`` needs the file alone.
 
     Returns:
-        The bytes of the file, and of the same tensors dense.
+        The bytes of the file, and of the same tensors dense, tied ones once.
 
     Raises:
         FileNotFoundError, ValueError: as `Checkpoint.read`, and where a weight does not follow the
@@ -35,4 +35,5 @@ def pack(source: str | Path, target: str | Path) -> tuple[int, int]:
     if checkpoint.config is not None:
         about["config"] = yaml.safe_dump(checkpoint.config, sort_keys=False)
     size = write(target, packed, plain, about, promises)
-    return size, sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+    once = {identity(tensor): tensor.nbytes for tensor in checkpoint.tensors.values()}
+    return size, sum(once.values())
