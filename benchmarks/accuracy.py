@@ -100,7 +100,7 @@ def train(run: Run, recipe: Recipe, folder: Path, threads: int) -> dict[str, Any
     start = folder.parent / str(run.needs) / "last.ckpt" if run.needs else None
     task = build_task(recipe, start)
     sparsity, history = build_sparsity(run), History()
-    saver = RunFolder(folder, {"recipe": asdict(recipe), "run": asdict(run)})
+    saver = RunFolder(folder, {"task": asdict(recipe), "run": asdict(run)})
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=recipe.epochs,
