@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nmsparsity.bench import benchmark
     from nmsparsity.compression import compress, compressed_report, decompress
     from nmsparsity.layout import Layout
+    from nmsparsity.memory import keep_memory
     from nmsparsity.methods import Method, method
     from nmsparsity.packed import PackedWeight, load, save
     from nmsparsity.pattern import Pattern
@@ -32,6 +33,7 @@ __all__ = [
     "compress",
     "compressed_report",
     "decompress",
+    "keep_memory",
     "load",
     "method",
     "prune",
@@ -52,6 +54,7 @@ _HOME = {
     "compress": "compression",
     "compressed_report": "compression",
     "decompress": "compression",
+    "keep_memory": "memory",
     "load": "packed",
     "method": "methods",
     "prune": "pruning",

@@ -16,6 +16,7 @@ from nmsparsity.bench.machine import machine
 from nmsparsity.bench.measure import ALL, benchmark
 from nmsparsity.bench.result import Benchmark
 from nmsparsity.bench.subject import subject
+from nmsparsity.memory import keep_memory
 
 _ABOUT = """
 How fast a model is with packed N:M weights, beside dense engines, on this machine.
@@ -45,6 +46,7 @@ def run(words: Sequence[str]) -> list[Benchmark]:
         OSError, ValueError: for what a user can get wrong, in one line.
     """
     options = _parser().parse_args(list(words))
+    keep_memory()
     against = [name for name in options.against.split(",") if name]
     for name in against:
         ENGINES[name]
