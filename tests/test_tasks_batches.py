@@ -83,6 +83,7 @@ def test_the_global_generator_is_left_alone() -> None:
         assert torch.equal(torch.rand(3), want)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 def test_augmentation_does_not_depend_on_the_number_of_workers() -> None:
     alone = list(workers(count=12))
     helped = list(workers(count=12, processes=2))
