@@ -201,7 +201,6 @@ def options() -> argparse.Namespace:
 
 @torch.no_grad()
 def main() -> None:
-    nm.keep_memory()  # for torch and us alike; other engines keep theirs anyway
     asked = options()
     if asked.deepsparse and not Path(asked.deepsparse).exists():
         raise SystemExit(f"--deepsparse {asked.deepsparse}: no such interpreter")

@@ -119,7 +119,6 @@ def section(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    nm.keep_memory()  # for torch and us alike; other engines keep theirs anyway
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
