@@ -13,9 +13,7 @@ class Stack {
         per_tap_((p.channels + window - 1) / window) {}
 
   // How many there are; the weight has more, of zeros, to fill its last word of positions.
-  std::int64_t windows() const {
-    return per_tap_ * p_.kernel_height * p_.kernel_width;
-  }
+  std::int64_t windows() const { return per_tap_ * p_.kernel_height * p_.kernel_width; }
 
   // All windows of `count` pixels, as if there were `width` of them: the others are zero.
   void fill(const Pixel* pixels, int count, int width, float* to) const {

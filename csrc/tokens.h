@@ -174,7 +174,9 @@ class Tokens {
     const std::int64_t* at = outputs_ + turn * size_;
     for (int i = 0; i < count; i += lanes) {
       Floats x[lanes];
-      for (int k = 0; k < lanes; ++k) x[k] = i + k < count ? load_floats(sums + (i + k) * lanes) : Floats{};
+      for (int k = 0; k < lanes; ++k) {
+        x[k] = i + k < count ? load_floats(sums + (i + k) * lanes) : Floats{};
+      }
       transpose(x);
       const int left = count - i < lanes ? count - i : lanes;
       const bool together = at[i + left - 1] == at[i] + left - 1;
