@@ -15,8 +15,9 @@ def keep_memory() -> bool:
     as long as the computing. Other engines keep an arena of their own; this makes one of malloc.
     The process then stays as large as it ever was. Only the GNU C library (Linux) can be told.
 
-    >>> keep_memory() in (True, False)
-    True
+    Call it once, where a process starts that serves models::
+
+        nm.keep_memory()
     """
     if not sys.platform.startswith("linux"):
         return False

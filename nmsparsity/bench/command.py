@@ -32,7 +32,8 @@ A function gives the model, or a pair of model and inputs (a tensor, a tuple, or
 All engines run in one process and take turns; the table has the median, the middle half of the
 turns, runs times batch a second, and how many times faster than the fastest dense engine each is.
 Memory is by how much the process grew when the engine had taken over the model, and the most there
-was while it ran; torch.compile keeps its compiler. "error" is the largest difference from dense
+was while it ran; torch.compile keeps its compiler. Freed memory stays with the process, for every
+engine (nm.keep_memory). "error" is the largest difference from dense
 torch with the same weights, relative to the largest output. Below stand the layers: which kernel
 runs each, milliseconds dense and packed, and why some stay dense. What is not installed is named:
 pip install 'nmsparsity[bench]'.
