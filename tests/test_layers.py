@@ -207,6 +207,17 @@ def test_a_change_of_dtype_tiles_anew(dtype: torch.dtype) -> None:
     assert_close(packed(x.to(dtype)), plain.to(dtype)(x.to(dtype)))
 
 
+def test_a_dtype_that_the_kernel_refuses_changes_nothing() -> None:
+    plain, _, x = made("linear")
+    if KERNELS["native"].refuses(pack(plain, Pattern(2, 4)).problem) is not None:
+        pytest.skip("no native library")
+    packed = pack(plain, Pattern(2, 4), "fc", "native")
+    with pytest.raises(ValueError, match=r"'fc' stays torch\.float32: .* decompress the model to"):
+        packed.half()
+    assert {tensor.dtype for tensor in (packed.bias, packed.tile0)} == {torch.float32}
+    assert_close(packed(x), plain(x).detach())
+
+
 def test_the_layer_says_what_it_is() -> None:
     _, packed, _ = made("linear", "relu")
     said = "PackedLinear([8, 16] 2:4, kernel=reference, 267 bytes (52% of dense), then relu)"

@@ -157,11 +157,19 @@ class PackedLayer(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
         """Moves as a module does; a change of dtype converts the values and tiles them anew."""
         dtype = fn(torch.empty(0, dtype=self.problem.dtype)).dtype
-        weight = self.packed if dtype != self.problem.dtype else None
+        if dtype == self.problem.dtype:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            return self
+        problem = replace(self.problem, dtype=dtype)
+        refusal = self.kernel.refuses(problem)
+        if refusal is not None:
+            raise ValueError(
+                f"layer {problem.name!r} stays {self.problem.dtype}: kernel {self.kernel_name!r} "
+                f"would refuse it: {refusal}; decompress the model to cast it"
+            )
+        weight = self.packed
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if weight is not None:
-            converted = replace(weight, values=weight.values.to(dtype))
-            self._tile(replace(self.problem, dtype=dtype), converted)
+        self._tile(problem, replace(weight, values=weight.values.to(dtype)))
         return self
 
     def __getattr__(self, name: str) -> Any:
