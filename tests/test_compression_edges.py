@@ -349,6 +349,33 @@ def test_a_trace_that_goes_astray_is_noticed() -> None:
     assert "another result on the example inputs" in rows(packed)["fc"].reason
 
 
+class Rectified(nn.Module):
+    """A part that can be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.fc(x))
+
+
+class Outsider(nn.Module):
+    """Calls a layer inside a part as well as the part; cannot be traced itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Rectified()
+
+    def forward(self, x: Tensor, flip: bool = False) -> Tensor:
+        return self.part(x) + self.part.fc(x)
+
+
+def test_an_activation_belongs_to_the_call_and_not_to_the_layer() -> None:
+    torch.manual_seed(0)
+    assert check(pruned(Outsider()), torch.randn(4, 8))["part.fc"].fused == ("relu",)
+
+
 class Reader(nn.Module):
     """Reads the weight of a layer itself, and has one it does not use."""
 

@@ -76,7 +76,7 @@ def compress(
     >>> _ = prune(model, "2:4")
     >>> fast = compress(model, backend="reference")
     >>> fast.get_submodule("0")
-    PackedLinear([16, 16] 2:4, kernel=reference, 534 bytes (52% of dense), then relu)
+    PackedLinear([16, 16] 2:4, kernel=reference, 534 bytes (52% of dense))
     """
     if backend != "auto":
         KERNELS[backend]
@@ -123,7 +123,7 @@ class _Compression:
         found = chains(self.work.model, traced, alone)
         chosen = self._choose(found, traced.read)
         packed = self._pack(chosen)
-        self._fuse(traced, chains(self.work.model, traced, set(packed)), packed)
+        self._fuse(traced, chains(self.work.model, traced, set(packed)))
         self._close(traced, packed)
         attach(self.work.model, CompressedReport([*self._rows(chosen, packed), *self._dense()]))
         return self.work.model
@@ -182,16 +182,11 @@ class _Compression:
                 keep_hooks(module, packed[module])
         return packed
 
-    def _fuse(
-        self,
-        traced: Traced,
-        found: dict[nn.Module, Chain],
-        packed: dict[nn.Module, PackedLayer],
-    ) -> None:
+    def _fuse(self, traced: Traced, found: dict[nn.Module, Chain]) -> None:
         graphs = {graph.graph: graph for graph in traced.graphs.values()}
         for module, chain in found.items():
             if chain.fused:
-                fuse(graphs[chain.nodes[0].graph], chain, packed[module])
+                fuse(graphs[chain.nodes[0].graph], chain)
             before = self.notes.fused.get(module, ())
             self.notes.fused[module] = (*before, *chain.fused)
             self.notes.reasons.setdefault(module, chain.stopped)

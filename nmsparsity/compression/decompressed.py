@@ -32,10 +32,6 @@ def decompress(model: nn.Module) -> nn.Module:
     and stay N:M. What was fused into a layer is a step of its own again. Promises are made again:
     `nmsparsity.verify` and `nmsparsity.save` know the patterns.
 
-    Raises:
-        ValueError: naming a packed layer with an activation that no graph calls, and that could
-            therefore not be taken out again.
-
     >>> from nmsparsity.compression import compress
     >>> from nmsparsity.pruning import prune
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
@@ -45,9 +41,9 @@ def decompress(model: nn.Module) -> nn.Module:
     True
     """
     model = copy.deepcopy(model)
-    graphs = [module for module in model.modules() if isinstance(module, fx.GraphModule)]
-    for layer in [layer for graph in graphs for layer in _unfuse(graph)]:
-        layer.activation = "none"
+    for module in model.modules():
+        if isinstance(module, fx.GraphModule):
+            _unfuse(module)
     plain = {m: _plain(m) for m in model.modules() if isinstance(m, PackedLayer)}
     model = swap(model, plain)  # type: ignore[arg-type]
     attention = [m for m in model.modules() if isinstance(m, PackedMultiheadAttention)]
@@ -56,38 +52,30 @@ def decompress(model: nn.Module) -> nn.Module:
     return model
 
 
-def _unfuse(graph: fx.GraphModule) -> list[PackedLayer]:
-    """Make what packed layers do besides steps of their own, in place; the layers called."""
-    found = []
+def _unfuse(graph: fx.GraphModule) -> None:
+    """Make what packed layers do besides steps of their own, in place."""
     for node in list(graph.graph.nodes):
         layer = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(layer, PackedLayer):
-            found.append(layer)
-            _unfold(graph.graph, node, layer.activation)
+        if isinstance(layer, PackedLayer) and len(node.args) == 3:
+            _unfold(graph.graph, node)
     graph.recompile()
-    return found
 
 
-def _unfold(graph: fx.Graph, node: fx.Node, activation: str) -> None:
+def _unfold(graph: fx.Graph, node: fx.Node) -> None:
     """One call of a packed layer to the layer's, the sum's and the activation's."""
-    x, *residual = node.args
+    x, residual, activation = node.args
     with graph.inserting_before(node):
         last = graph.call_module(str(node.target), (x,))
-        if residual:
-            last = graph.call_function(operator.add, (last, residual[0]))
+        if residual is not None:
+            last = graph.call_function(operator.add, (last, residual))
         if activation != "none":
-            function, options = _CALLS[activation]
+            function, options = _CALLS[str(activation)]
             last = graph.call_function(function, (last,), dict(options))
     node.replace_all_uses_with(last)
     graph.erase_node(node)
 
 
 def _plain(layer: PackedLayer) -> nn.Module:
-    if layer.activation != "none":
-        raise ValueError(
-            f"layer {layer.problem.name!r} applies {layer.activation!r} itself, and no graph tells "
-            "where it is called: only models made by nmsparsity.compress can be decompressed"
-        )
     plain = layer.plain()
     keep_hooks(layer, plain)
     declare({Place(plain, "weight"): layer.problem.pattern})

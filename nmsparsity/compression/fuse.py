@@ -11,7 +11,6 @@ from nmsparsity.compression.batch_norm import fold
 from nmsparsity.compression.chain import Chain, Finder
 from nmsparsity.compression.swap import places
 from nmsparsity.compression.trace import Traced
-from nmsparsity.layers import PackedLayer
 
 
 @dataclass
@@ -56,19 +55,16 @@ def chains(model: nn.Module, traced: Traced, layers: set[nn.Module]) -> dict[nn.
     return found
 
 
-def fuse(graph: fx.GraphModule, chain: Chain, layer: PackedLayer) -> None:
-    """Make a chain one call of its layer, in place.
+def fuse(graph: fx.GraphModule, chain: Chain) -> None:
+    """Make a chain one call of its packed layer, in place.
 
     The call stands where the sum stood, so that the residual is there; without a sum, where the
     layer's stood.
     """
     call = chain.nodes[0]
-    layer.activation = chain.activation
-    if chain.total is not None:
-        assert chain.residual is not None
-        taken = (call.args[0], chain.residual)
-        with graph.graph.inserting_before(chain.total):
-            call = graph.graph.call_module(str(call.target), taken)
+    taken = (call.args[0], chain.residual, chain.activation)
+    with graph.graph.inserting_before(chain.total or call):
+        call = graph.graph.call_module(str(call.target), taken)
     _erase(graph, chain, call)
     _tidy(graph)
 

@@ -21,11 +21,13 @@ class PackedConv2d(PackedLayer):
     torch.Size([1, 8, 5, 5])
     """
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, activation: str = "none"
+    ) -> Tensor:
         """``[N, in, height, width]``, or without N, to the same with ``out`` channels."""
         if x.dim() == 3:
-            return self.lifted(x, residual, 0)
-        return self.multiply(x, residual, self.activation)
+            return self.lifted(x, residual, activation, 0)
+        return self.multiply(x, residual, activation)
 
 
 class PackedConv1d(PackedLayer):
@@ -36,7 +38,9 @@ class PackedConv1d(PackedLayer):
         """The dense weight, unpacked anew: ``[out, in, width]``."""
         return super().weight.squeeze(2)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, activation: str = "none"
+    ) -> Tensor:
         """``[N, in, width]``, or without N, to the same with ``out`` channels."""
         dims = (0, 2) if x.dim() == 2 else (2,)
-        return self.lifted(x, residual, *dims)
+        return self.lifted(x, residual, activation, *dims)

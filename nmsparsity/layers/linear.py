@@ -28,6 +28,8 @@ class PackedLinear(PackedLayer):
         weight = super().weight
         return weight.t().contiguous() if hasattr(self.__dict__["_plain"], "nf") else weight
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, activation: str = "none"
+    ) -> Tensor:
         """``[..., in]`` to ``[..., out]``; the residual is shaped like the result."""
-        return self.multiply(x, residual, self.activation)
+        return self.multiply(x, residual, activation)

@@ -24,15 +24,14 @@ class PackedLayer(nn.Module):
 
     The kernel's run-time form is held in the buffers ``tile0``, ``tile1``, ... and never saved: a
     ``state_dict`` and a pickle hold the storage form (values and positions), which any kernel on
-    any machine can read. ``forward`` takes a residual, which is added before the activation.
+    any machine can read. ``forward`` takes a residual, and the name of an activation
+    (`nmsparsity.kernels.epilogue`) of the sum; called with its input alone it is the plain layer.
 
     Args:
         plain: the layer it stands for; its settings and its bias are kept.
         problem: what is fixed about the multiplication.
         weight: the packed weight, ``[out, in, ...]``.
         kernel: the name of the kernel.
-        activation: what is applied to the result, ``"none"`` or a name of
-            `nmsparsity.kernels.epilogue`.
 
     Raises:
         ValueError: naming the layer, when the kernel refuses it.
@@ -40,7 +39,6 @@ class PackedLayer(nn.Module):
 
     problem: Problem
     kernel_name: str
-    activation: str
 
     def __init__(
         self,
@@ -48,12 +46,10 @@ class PackedLayer(nn.Module):
         problem: Problem,
         weight: PackedWeight,
         kernel: str = "reference",
-        activation: str = "none",
     ) -> None:
         super().__init__()
-        check_activation(problem.name, activation)
         self.__dict__["_plain"] = skeleton(plain)
-        self.kernel_name, self.activation = kernel, activation
+        self.kernel_name = kernel
         bias = plain._parameters.get("bias")
         frozen = None if bias is None else nn.Parameter(bias.detach().clone(), False)
         self.register_parameter("bias", frozen)
@@ -91,7 +87,7 @@ class PackedLayer(nn.Module):
         return self.packed.dense_nbytes
 
     def plain(self) -> nn.Module:
-        """The plain layer again, with the same weight; without the activation."""
+        """The plain layer again, with the same weight."""
         bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone(), False)
         return restore(self.__dict__["_plain"], self.weight, bias)
 
@@ -101,6 +97,7 @@ class PackedLayer(nn.Module):
         A residual of another shape or dtype is broadcast and promoted as torch does it.
         """
         x = self._accepted(x)
+        check_activation(self.problem.name, activation)
         if residual is None:
             return self._call(x, None, activation)
         if not _fits(residual, self.problem.output_shape(x.shape), x.dtype):
@@ -118,17 +115,17 @@ class PackedLayer(nn.Module):
             x = x.to(self.problem.dtype)
         return x if x.is_contiguous() else x.contiguous(memory_format=memory_format(x))
 
-    def lifted(self, x: Tensor, residual: Tensor | None, *dims: int) -> Tensor:
+    def lifted(self, x: Tensor, residual: Tensor | None, activation: str, *dims: int) -> Tensor:
         """`multiply` of an input that lacks these dimensions; the result lacks them too."""
         fits = residual is None or _has_rank(residual, x.dim())
         result = self.multiply(
             _unsqueeze(x, dims),
             None if residual is None or not fits else _unsqueeze(residual, dims),
-            self.activation if fits else "none",
+            activation if fits else "none",
         )
         for dim in reversed(dims):
             result = result.squeeze(dim)
-        return result if fits else finish(result, self.activation, residual)
+        return result if fits else finish(result, activation, residual)
 
     def _call(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         bias, buffers = self._parameters["bias"], self._buffers
@@ -221,8 +218,7 @@ class PackedLayer(nn.Module):
     def extra_repr(self) -> str:
         share = self.nbytes / self.dense_nbytes
         said = f"{list(self.problem.shape)} {self.problem.pattern}, kernel={self.kernel_name}"
-        then = "" if self.activation == "none" else f", then {self.activation}"
-        return f"{said}, {self.nbytes:,} bytes ({share:.0%} of dense){then}"
+        return f"{said}, {self.nbytes:,} bytes ({share:.0%} of dense)"
 
 
 def _has_rank(residual: object, rank: int) -> bool:

@@ -20,7 +20,6 @@ def pack(
     pattern: Pattern,
     name: str = "layer",
     kernel: str = "reference",
-    activation: str = "none",
 ) -> PackedLayer:
     """A new packed layer with the weight of this one, which follows the pattern already.
 
@@ -33,7 +32,7 @@ def pack(
         raise ValueError(f"layer {name!r} cannot be packed: {reason}")
     problem = describe(module, pattern, name)
     weight = packed_weight(module, pattern, name)
-    return _packed_type(module)(module, problem, weight, kernel, activation)
+    return _packed_type(module)(module, problem, weight, kernel)
 
 
 def why_not(module: nn.Module) -> str | None:
