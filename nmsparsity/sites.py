@@ -146,12 +146,13 @@ def _places(module: nn.Module) -> dict[str, Layout]:
             for name in module._parameters
             if name.startswith("weight_") and not _is_part(module, name)
         }
-    if _is_hugging_face_conv1d(module):
+    if input_first(module):
         return {"weight": Layout(input_dim=0)}
     return {}
 
 
-def _is_hugging_face_conv1d(module: nn.Module) -> bool:
+def input_first(module: nn.Module) -> bool:
+    """Whether a layer holds its weight as ``[in, out]``: it is a ``Conv1D`` of transformers."""
     return any(
         kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
         for kind in type(module).__mro__

@@ -413,6 +413,11 @@ def test_a_weight_that_others_read_is_seen_in_the_trace() -> None:
     assert "nothing calls it" in found["unused"].reason
 
 
+def test_a_weight_that_others_only_ask_what_it_is_is_packed() -> None:
+    found = two(lambda m, x: m.relu(m.conv(x.to(m.conv.weight.dtype))) * m.conv.weight.shape[0])
+    assert (found["conv"].kernel, found["conv"].fused) == ("reference", ("relu",))
+
+
 def test_a_weight_that_others_read_is_not_folded_into() -> None:
     found = two(lambda m, x: m.norm(m.conv(x)) + m.conv.weight.sum())
     assert (found["conv"].kernel, found["conv"].fused) == (None, ())

@@ -20,6 +20,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import nmsparsity as nm
@@ -61,6 +63,11 @@ def llama() -> LlamaForCausalLM:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     more = {"num_key_value_heads": 1, "intermediate_size": 64, "vocab_size": 48}
     return LlamaForCausalLM(LlamaConfig(**sizes, **more, bos_token_id=0, eos_token_id=0))
+
+
+def t5() -> T5ForConditionalGeneration:
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(vocab_size=48, **sizes, decoder_start_token_id=0))
 
 
 @dataclass
@@ -114,6 +121,12 @@ CASES = {
     "swin_t, small": Case(swin, images, 7, {"residual": 3, "gelu": 3}),
     "bert": Case(bert, lambda: {"input_ids": tokens()}, 12, {"gelu": 2, "residual": 4}),
     "gpt2": Case(gpt2, lambda: {"input_ids": tokens()}, 8, {"gelu_tanh": 2}),
+    "t5": Case(
+        t5,
+        lambda: {"input_ids": tokens(), "decoder_input_ids": tokens()},
+        16,
+        {"relu": 2},
+    ),
     "llama": Case(llama, lambda: {"input_ids": tokens()}, 14, {"silu": 2}),
 }
 

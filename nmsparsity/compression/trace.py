@@ -25,7 +25,7 @@ class Traced:
     Attributes:
         graphs: a module -> its graph, which calls the module's own submodules.
         reasons: a layer outside all graphs -> why.
-        read: layers whose weight is read by others, which would read a packed one dense.
+        read: layers whose weight is used by others, which would read a packed one dense.
     """
 
     graphs: dict[nn.Module, fx.GraphModule] = field(default_factory=dict)
@@ -133,18 +133,28 @@ def _graph(module: nn.Module, layers: set[nn.Module]) -> fx.GraphModule | str:
         said = str(error).strip().partition("\n")[0]
         return f"{kind}.forward cannot be traced: {type(error).__name__}: {said:.120}"
     _drop_rank_checks(graph)
+    _drop_unused(graph)
     return fx.GraphModule(module, graph, class_name=kind).eval()
 
 
 def _keep_read(module: nn.Module, graph: fx.GraphModule, layers: set[nn.Module]) -> set[nn.Module]:
-    """The layers whose own tensors the graph reads; they stay layers in it, in place."""
-    owners = {str(node.target).rpartition(".")[0] for node in graph.graph.find_nodes(op="get_attr")}
-    known = dict(module.named_modules(remove_duplicate=False))
-    found = {owner: known[owner] for owner in owners if known.get(owner) in layers}
-    for owner, layer in found.items():
-        parent, _, name = owner.rpartition(".")
-        graph.get_submodule(parent)._modules[name] = layer
-    return set(found.values())
+    """The layers whose own tensors the graph uses; they stay layers in it, in place."""
+    known, used = dict(module.named_modules(remove_duplicate=False)), set()
+    for node in graph.graph.find_nodes(op="get_attr"):
+        owner = str(node.target).rpartition(".")[0]
+        layer = known.get(owner)
+        if layer in layers:
+            parent, _, name = owner.rpartition(".")
+            graph.get_submodule(parent)._modules[name] = layer
+            if not all(_asks(user) for user in node.users):
+                used.add(layer)
+    return used
+
+
+def _asks(node: fx.Node) -> bool:
+    """Whether a node only asks a tensor what it is."""
+    named = node.args[1] if node.target is getattr else node.target
+    return named in ("dtype", "device", "shape", "ndim", "size", "dim")
 
 
 def _drop_rank_checks(graph: fx.Graph) -> None:
@@ -161,6 +171,10 @@ def _drop_rank_checks(graph: fx.Graph) -> None:
             graph.erase_node(check)
             if not equal.users:
                 graph.erase_node(equal)
-    for read in graph.find_nodes(op="call_function", target=getattr):
-        if not read.users:
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Without reading what nothing uses: a graph does not ask whether a weight is a tensor."""
+    for read in reversed(graph.nodes):
+        if (read.op == "get_attr" or read.target is getattr) and not read.users:
             graph.erase_node(read)

@@ -17,15 +17,22 @@ from nmsparsity.kernels.problem import Problem, memory_format
 _PLAIN = (Tensor, Parameter)
 
 
+def traced() -> bool:
+    """Whether a compiler, a tracer or a dispatch mode looks on."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack()
+    )
+
+
 def watched(x: Tensor, residual: Tensor | None, bias: Tensor | None) -> bool:
     """Whether a call must be an operator: it is compiled, traced or differentiated.
 
     The kernels themselves write to memory behind torch's back: a trace would hold an empty tensor,
     and a gradient would be cut.
     """
-    if torch.compiler.is_compiling() or type(x) not in _PLAIN:
-        return True
-    if torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack():
+    if traced() or type(x) not in _PLAIN:
         return True
     if not torch.is_grad_enabled():
         return False

@@ -33,11 +33,6 @@ class PackedConv2d(PackedLayer):
 class PackedConv1d(PackedLayer):
     """`nn.Conv1d` with a packed weight, run as a two-dimensional convolution of height 1."""
 
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight, unpacked anew: ``[out, in, width]``."""
-        return super().weight.squeeze(2)
-
     def forward(
         self, x: Tensor, residual: Tensor | None = None, activation: str = "none"
     ) -> Tensor:

@@ -22,12 +22,6 @@ class PackedLinear(PackedLayer):
     True
     """
 
-    @property
-    def weight(self) -> Tensor:
-        """The dense weight, unpacked anew: ``[out, in]``, or ``[in, out]`` as ``Conv1D`` has it."""
-        weight = super().weight
-        return weight.t().contiguous() if hasattr(self.__dict__["_plain"], "nf") else weight
-
     def forward(
         self, x: Tensor, residual: Tensor | None = None, activation: str = "none"
     ) -> Tensor:

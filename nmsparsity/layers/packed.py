@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from nmsparsity.kernels.base import KERNELS, Kernel
 from nmsparsity.kernels.epilogue import check_activation, finish
-from nmsparsity.kernels.op import apply, watched
+from nmsparsity.kernels.op import apply, traced, watched
+from nmsparsity.kernels.op import weight as dense_weight
 from nmsparsity.kernels.problem import Problem, memory_format
+from nmsparsity.layers.lazy_weight import LazyWeight
 from nmsparsity.layers.plain import restore, skeleton
 from nmsparsity.layers.stored import KEYS, from_state, to_state
 from nmsparsity.packed.weight import PackedWeight
+from nmsparsity.sites import input_first
 
 _REMADE = ("_tile_names", "_buffers", "_run")  # not copied and pickled: made of the weight
 
@@ -50,6 +53,9 @@ class PackedLayer(nn.Module):
         super().__init__()
         self.__dict__["_plain"] = skeleton(plain)
         self.kernel_name = kernel
+        held = plain._parameters["weight"]
+        assert held is not None
+        self._shape, self._input_first = tuple(held.shape), input_first(plain)
         bias = plain._parameters.get("bias")
         frozen = None if bias is None else nn.Parameter(bias.detach().clone(), False)
         self.register_parameter("bias", frozen)
@@ -73,8 +79,18 @@ class PackedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, unpacked anew at every use; laid out as the plain layer has it."""
-        return self.packed.unpack().to(self.tiles[0].device)
+        """The dense weight, laid out as the plain layer has it; unpacked anew when it is used."""
+        if traced():
+            return self._laid_out(dense_weight(self.tiles, self._text, self.kernel_name))
+        device = self.tiles[0].device
+        return LazyWeight(self._shape, self.problem.dtype, device, self.unpacked)
+
+    def unpacked(self) -> Tensor:
+        """The dense weight, laid out as the plain layer has it."""
+        return self._laid_out(self.packed.unpack().to(self.tiles[0].device))
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        return weight.t().contiguous() if self._input_first else weight.reshape(self._shape)
 
     @property
     def nbytes(self) -> int:
@@ -89,7 +105,7 @@ class PackedLayer(nn.Module):
     def plain(self) -> nn.Module:
         """The plain layer again, with the same weight."""
         bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone(), False)
-        return restore(self.__dict__["_plain"], self.weight, bias)
+        return restore(self.__dict__["_plain"], self.unpacked(), bias)
 
     def multiply(self, x: Tensor, residual: Tensor | None, activation: str) -> Tensor:
         """``activation(x @ weight + bias + residual)`` for an input as the kernel wants it.

@@ -13,6 +13,7 @@ from nmsparsity.layers.linear import PackedLinear
 from nmsparsity.layers.packed import PackedLayer
 from nmsparsity.packed.weight import DTYPES, PackedWeight
 from nmsparsity.pattern import Pattern
+from nmsparsity.sites import input_first
 
 
 def pack(
@@ -42,7 +43,7 @@ def why_not(module: nn.Module) -> str | None:
     'Conv3d has no packed form: nn.Linear, nn.Conv1d, nn.Conv2d and Conv1D of transformers have'
     """
     kind = type(module).__name__
-    if not (isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or _input_first(module)):
+    if not (isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or input_first(module)):
         return (
             f"{kind} has no packed form: nn.Linear, nn.Conv1d, nn.Conv2d and Conv1D of "
             "transformers have"
@@ -92,7 +93,7 @@ def _weight(module: nn.Module) -> Tensor:
     """The weight as kernels have it: ``[out, in]`` or ``[out, in / groups, height, width]``."""
     weight = module._parameters["weight"]
     assert weight is not None
-    if _input_first(module):
+    if input_first(module):
         return weight.detach().t().contiguous()
     return weight.detach().unsqueeze(2) if isinstance(module, nn.Conv1d) else weight.detach()
 
@@ -103,11 +104,6 @@ def _packed_type(module: nn.Module) -> type[PackedLayer]:
     return PackedConv2d if isinstance(module, nn.Conv2d) else PackedLinear
 
 
-def _input_first(module: nn.Module) -> bool:
-    kinds = type(module).__mro__
-    return any(k.__name__ == "Conv1D" and k.__module__.startswith("transformers.") for k in kinds)
-
-
 def _computes_as_its_base(module: nn.Module) -> bool:
     if "forward" in vars(module) or "_conv_forward" in vars(module):
         return False
@@ -115,7 +111,7 @@ def _computes_as_its_base(module: nn.Module) -> bool:
     if isinstance(module, (nn.Conv1d, nn.Conv2d)):
         base: Any = nn.Conv1d if isinstance(module, nn.Conv1d) else nn.Conv2d
         return kind.forward is base.forward and kind._conv_forward is base._conv_forward
-    return kind.forward is nn.Linear.forward or (_input_first(module) and kind.__name__ == "Conv1D")
+    return kind.forward is nn.Linear.forward or (input_first(module) and kind.__name__ == "Conv1D")
 
 
 def _why_no_geometry(module: nn.Conv1d | nn.Conv2d) -> str | None:
