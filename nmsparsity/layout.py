@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,11 @@ class Layout:
         """``[in, out, *kernel]`` as conv groups, inputs and outputs of one group, kernel size."""
         groups = self._groups
         return groups, shape[0] // groups, shape[1], math.prod(shape[2:])
+
+
+def input_first(module: nn.Module) -> bool:
+    """Whether a layer holds its weight as ``[in, out]``: it is a ``Conv1D`` of transformers."""
+    return any(
+        kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
+        for kind in type(module).__mro__
+    )

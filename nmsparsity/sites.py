@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim.swa_utils import AveragedModel
 
-from nmsparsity.layout import Layout
+from nmsparsity.layout import Layout, input_first
 
 _WRAPPERS = (DistributedDataParallel, DataParallel, AveragedModel)
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
@@ -149,14 +149,6 @@ def _places(module: nn.Module) -> dict[str, Layout]:
     if input_first(module):
         return {"weight": Layout(input_dim=0)}
     return {}
-
-
-def input_first(module: nn.Module) -> bool:
-    """Whether a layer holds its weight as ``[in, out]``: it is a ``Conv1D`` of transformers."""
-    return any(
-        kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
-        for kind in type(module).__mro__
-    )
 
 
 def _is_part(module: nn.Module, attribute: str) -> bool:

@@ -16,8 +16,8 @@ from nmsparsity.kernels.problem import Problem, memory_format
 from nmsparsity.layers.lazy_weight import LazyWeight
 from nmsparsity.layers.plain import restore, skeleton
 from nmsparsity.layers.stored import KEYS, from_state, to_state
+from nmsparsity.layout import input_first
 from nmsparsity.packed.weight import PackedWeight
-from nmsparsity.sites import input_first
 
 _REMADE = ("_tile_names", "_buffers", "_run")  # not copied and pickled: made of the weight
 

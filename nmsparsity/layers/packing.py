@@ -11,9 +11,9 @@ from nmsparsity.kernels.problem import Pair, Problem
 from nmsparsity.layers.conv import PackedConv1d, PackedConv2d
 from nmsparsity.layers.linear import PackedLinear
 from nmsparsity.layers.packed import PackedLayer
+from nmsparsity.layout import input_first
 from nmsparsity.packed.weight import DTYPES, PackedWeight
 from nmsparsity.pattern import Pattern
-from nmsparsity.sites import input_first
 
 
 def pack(
