@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from nmsparsity.bench.flat import Flat, call, tensors
+from nmsparsity.layers.fast_path import without_fast_paths
 from nmsparsity.registry import Registry
 
 ENGINES: Registry[Engine] = Registry("engine")
@@ -182,7 +183,7 @@ def exported(
 ) -> bytes:
     """A model as ONNX; ``dynamic`` names the sizes that may change, ``opset`` its version."""
     names, file = named(flat.tensors), io.BytesIO()
-    with quiet(), dense_attention():
+    with quiet(), without_fast_paths():
         torch.onnx.export(
             flat.eval(),
             tuple(names.values()),
@@ -208,14 +209,3 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-@contextmanager
-def dense_attention() -> Iterator[None]:
-    """Without torch's fused attention operator, which ONNX does not know."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

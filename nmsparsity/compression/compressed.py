@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from torch import nn
 
 from nmsparsity.compression.chain import Chain
+from nmsparsity.compression.check import ChangedError, check
 from nmsparsity.compression.eligible import eligible
 from nmsparsity.compression.formats import convolves, faster
 from nmsparsity.compression.fuse import Notes, chains, fold_batch_norms, fuse
-from nmsparsity.compression.observe import Calls, observe, run, same, uses
+from nmsparsity.compression.observe import Calls, chooses, observe, uses
 from nmsparsity.compression.report import CompressedReport, CompressedRow, attach, compressed_report
 from nmsparsity.compression.swap import swap
 from nmsparsity.compression.trace import Traced, trace
@@ -58,11 +60,12 @@ def compress(
         example_inputs: a tuple of arguments, a mapping of named ones, a function that uses the
             model as it will be used, or anything else as the one argument; of the shapes that the
             model will be used with. ``lambda m: m.generate(prompt, max_new_tokens=32)`` shows a
-            decoder's layers the prompt once and one token 31 times. With them the result
-            of tracing is checked against the model, and ``backend="auto"`` measures dense
-            torch against every kernel for each layer and takes the fastest: a layer stays dense
-            where that is. A model with convolutions is made for ``channels_last`` too, and the
-            faster one is kept. Without them, ``"auto"`` packs all that a kernel can run.
+            decoder's layers the prompt once and one token 31 times. With them the packed model's
+            result is checked, and ``backend="auto"`` measures dense torch against every kernel for
+            each layer and takes the fastest: a layer stays dense where that is. A model with
+            convolutions is made for ``channels_last`` too, and the faster one is kept. Without
+            them, ``"auto"`` packs all that a kernel can run, and nothing is seen of a forward that
+            cannot be traced: what it calls is fused as if it used nothing else of it.
         backend: ``"auto"``, or the name of a kernel, which is then used for every layer that it
             does not refuse, faster or not.
         include, exclude: rules as for `sparsify`; a layer that is named is packed if it can be.
@@ -70,6 +73,7 @@ def compress(
     Raises:
         ValueError: when no weight is N:M, when a declared pattern does not hold (nothing is ever
             pruned here), and for an unknown backend.
+        RuntimeError: when the packed model fails on the example inputs.
 
     >>> from nmsparsity.pruning import prune
     >>> model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
@@ -84,7 +88,11 @@ def compress(
     selection = eligible(inner, include, exclude)
 
     def make(form: torch.memory_format = torch.preserve_format) -> nn.Module:
-        return _Compression(inner, selection, example_inputs, backend, form).result()
+        given = (inner, selection, example_inputs, backend, form)
+        try:
+            return _Compression(*given).result()
+        except ChangedError as change:
+            return _Compression(*given, unfused=str(change)).result()
 
     if backend != "auto" or example_inputs is None or not convolves(inner):
         return make()
@@ -94,7 +102,7 @@ def compress(
 
 
 class _Compression:
-    """One call of `compress`, step by step."""
+    """One try of `compress`, step by step; nothing is fused where there is a reason against it."""
 
     def __init__(
         self,
@@ -103,8 +111,10 @@ class _Compression:
         inputs: Any,
         backend: str,
         form: torch.memory_format,
+        unfused: str = "",
     ) -> None:
         self.given, self.selection = model, selection
+        self.unfused = unfused
         self.inputs, self.backend = inputs, backend
         self.work: Work = copied(model, selection.targets)
         for module in self.work.model.modules():
@@ -116,8 +126,14 @@ class _Compression:
 
     def result(self) -> nn.Module:
         """All steps in order."""
-        layers = set(self.work.layers)
-        traced = self._trace(layers)
+        layers, model = set(self.work.layers), self.work.model
+        expected, called = None, None
+        if self.inputs is not None:
+            expected, called = observe(model, self.inputs, model.modules())
+            self.calls = {part: seen for part, seen in called.items() if part in layers}
+        traced = self._trace(layers, called)
+        if self.inputs is not None and traced.graphs:
+            self.calls = check("traced", self.work.model, self.inputs, expected, layers)
         alone = layers - traced.read
         fold_batch_norms(self.work.model, traced, alone, self._ranks(), self.notes)
         found = chains(self.work.model, traced, alone)
@@ -125,24 +141,35 @@ class _Compression:
         packed = self._pack(chosen)
         self._fuse(traced, chains(self.work.model, traced, set(packed)))
         self._close(traced, packed)
+        self._confirm(expected)
         attach(self.work.model, CompressedReport([*self._rows(chosen, packed), *self._dense()]))
         return self.work.model
 
-    def _trace(self, layers: set[nn.Module]) -> Traced:
-        """Trace what can be traced, put it in place, and check it on the example inputs."""
+    def _trace(self, layers: set[nn.Module], called: Calls | None) -> Traced:
+        """Trace what can be traced, and put it in place."""
+        if self.unfused:
+            return Traced({}, dict.fromkeys(layers, self.unfused))
         # A function may use more of the model than its forward: a graph has nothing else.
-        traced = trace(self.work.model, layers, whole=not uses(self.inputs))
-        before = None if self.inputs is None else run(self.work.model, self.inputs)
+        whole = not uses(self.inputs)
+        traced = trace(self.work.model, layers, whole=whole, called=called)
         self.work.model = swap(self.work.model, dict(traced.graphs))
-        if self.inputs is None:
-            return traced
-        outputs, self.calls = observe(self.work.model, self.inputs, layers)
-        if not same(before, outputs):
-            self.work.model = swap(self.work.model, _back(traced))
-            _, self.calls = observe(self.work.model, self.inputs, layers)
-            why = "traced, the model gives another result on the example inputs"
-            traced = Traced({}, dict.fromkeys(layers, why))
         return traced
+
+    def _confirm(self, expected: Any) -> None:
+        """Check that the packed model computes what it did, where that can be told."""
+        if self.inputs is None or chooses(expected):
+            return
+        try:
+            check("packed", self.work.model, self.inputs, expected)
+        except ChangedError as change:
+            if not self.unfused or change.__cause__ is not None:
+                raise
+            warnings.warn(
+                f"{change}: does this {type(self.given).__name__} use weights of its layers "
+                "itself, or give another result every time? Exclude layers to find out which",
+                RuntimeWarning,
+                stacklevel=6,
+            )
 
     def _ranks(self) -> dict[nn.Module, int | None]:
         ranks = {layer: {len(shape) for shape, _ in seen} for layer, seen in self.calls.items()}
@@ -248,10 +275,6 @@ def _nbytes(layer: nn.Module) -> int:
     weight = layer._parameters["weight"]
     assert weight is not None
     return weight.nbytes
-
-
-def _back(traced: Traced) -> dict[nn.Module, nn.Module]:
-    return {graph: module for module, graph in traced.graphs.items()}
 
 
 def _examples(calls: Counter[tuple[tuple[int, ...], bool]], chain: Chain | None) -> list[Example]:

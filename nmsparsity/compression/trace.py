@@ -5,17 +5,21 @@ from __future__ import annotations
 import inspect
 import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree
 
+from nmsparsity.compression.check import first_line
 from nmsparsity.compression.steps import activation_of
 from nmsparsity.layers import PackedMultiheadAttention
 from nmsparsity.layers.plain import hooked
 
 _NORM = "FrozenBatchNorm2d"
+_EVERY = vars(fx.GraphModule(nn.Module(), fx.Graph())).keys()
 
 
 @dataclass
@@ -53,12 +57,19 @@ class Tracer(fx.Tracer):
         )
 
 
-def trace(model: nn.Module, layers: Iterable[nn.Module], *, whole: bool = True) -> Traced:
+def trace(
+    model: nn.Module,
+    layers: Iterable[nn.Module],
+    *,
+    whole: bool = True,
+    called: Container[nn.Module] | None = None,
+) -> Traced:
     """Trace the model, or else the largest of its submodules that can be traced.
 
     Only what holds one of the layers is tried. A module whose forward takes optional arguments is
     not: a graph knows one way through it, and which arguments are given is not known. Unless
-    ``whole``, the model itself is not tried, only what is inside.
+    ``whole``, the model itself is not tried, only what is inside. Where it is known which modules
+    are ``called``, others are not tried: a sequence whose layers are called one by one stays one.
 
     >>> class Net(nn.Module):
     ...     def __init__(self):
@@ -70,24 +81,32 @@ def trace(model: nn.Module, layers: Iterable[nn.Module], *, whole: bool = True) 
     >>> [type(module).__name__ for module in trace(net, [net.body[0]]).graphs]
     ['Sequential']
     """
-    traced, known = Traced(), set(layers)
+    traced, known, seen = Traced(), set(layers), set[nn.Module]()
     if whole:
-        _visit(model, known, traced, set())
+        _visit(model, known, traced, seen, called)
         return traced
-    seen = {model}
+    seen.add(model)
     why = f"{type(model).__name__} is used by a function, which may need more than its forward"
     traced.reasons.update(dict.fromkeys(known.intersection(model.modules()), why))
     for child in model.children():
-        _visit(child, known, traced, seen)
+        _visit(child, known, traced, seen, called)
     return traced
 
 
-def _visit(module: nn.Module, layers: set[nn.Module], traced: Traced, seen: set[nn.Module]) -> None:
+def _visit(
+    module: nn.Module,
+    layers: set[nn.Module],
+    traced: Traced,
+    seen: set[nn.Module],
+    called: Container[nn.Module] | None,
+) -> None:
     inside = [layer for layer in module.modules() if layer in layers]
     if module in seen or module in layers or not inside:
         return
     seen.add(module)
-    result = _why_not(module) or _graph(module, layers)
+    idle = called is not None and module not in called
+    why = f"nothing calls the {type(module).__name__} around it" if idle else _why_not(module)
+    result = why or _graph(module, layers)
     if isinstance(result, str):
         traced.reasons.update(dict.fromkeys(inside, result))
         below: Iterable[nn.Module] = module.children()
@@ -99,7 +118,7 @@ def _visit(module: nn.Module, layers: set[nn.Module], traced: Traced, seen: set[
         for layer in inside:
             traced.reasons.pop(layer, None)
     for child in below:
-        _visit(child, layers, traced, seen)
+        _visit(child, layers, traced, seen, called)
 
 
 def _why_not(module: nn.Module) -> str | None:
@@ -130,11 +149,38 @@ def _graph(module: nn.Module, layers: set[nn.Module]) -> fx.GraphModule | str:
             warnings.simplefilter("ignore")
             graph = Tracer(layers).trace(module)
     except Exception as error:  # What a foreign forward does with a proxy is beyond any list.
-        said = str(error).strip().partition("\n")[0]
-        return f"{kind}.forward cannot be traced: {type(error).__name__}: {said:.120}"
+        return f"{kind}.forward cannot be traced: {first_line(error)}"
     _drop_rank_checks(graph)
     _drop_unused(graph)
-    return fx.GraphModule(module, graph, class_name=kind).eval()
+    made = fx.GraphModule(module, graph, class_name=kind).eval()
+    parts = dict(made.named_modules())
+    for name, part in module.named_modules():
+        if name in parts and parts[name] is not part:
+            _keep_rest(part, parts[name])
+    # What a deep copy of a graph takes along besides modules and tensors.
+    made.meta["_user_preserved_attributes"] = _rest(module)
+    return made
+
+
+def _keep_rest(module: nn.Module, traced: nn.Module) -> None:
+    """Let what stands for a module have its settings and unused tensors: others may read them."""
+    for name in ("_parameters", "_buffers"):
+        vars(traced)[name] = {**vars(module)[name], **vars(traced)[name]}
+    traced._non_persistent_buffers_set |= module._non_persistent_buffers_set
+    vars(traced).update(_rest(module))
+
+
+def _rest(module: nn.Module) -> dict[str, Any]:
+    """What a module holds that is no part of every module, and holds no module itself."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in _EVERY and not any(map(_holds_a_module, _pytree.tree_leaves(value)))
+    }
+
+
+def _holds_a_module(value: object) -> bool:
+    return isinstance(getattr(value, "__self__", value), nn.Module)
 
 
 def _keep_read(module: nn.Module, graph: fx.GraphModule, layers: set[nn.Module]) -> set[nn.Module]:

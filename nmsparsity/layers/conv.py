@@ -22,20 +22,20 @@ class PackedConv2d(PackedLayer):
     """
 
     def forward(
-        self, x: Tensor, residual: Tensor | None = None, activation: str = "none"
+        self, input: Tensor, residual: Tensor | None = None, activation: str = "none"
     ) -> Tensor:
         """``[N, in, height, width]``, or without N, to the same with ``out`` channels."""
-        if x.dim() == 3:
-            return self.lifted(x, residual, activation, 0)
-        return self.multiply(x, residual, activation)
+        if input.dim() == 3:
+            return self.lifted(input, residual, activation, 0)
+        return self.multiply(input, residual, activation)
 
 
 class PackedConv1d(PackedLayer):
     """`nn.Conv1d` with a packed weight, run as a two-dimensional convolution of height 1."""
 
     def forward(
-        self, x: Tensor, residual: Tensor | None = None, activation: str = "none"
+        self, input: Tensor, residual: Tensor | None = None, activation: str = "none"
     ) -> Tensor:
         """``[N, in, width]``, or without N, to the same with ``out`` channels."""
-        dims = (0, 2) if x.dim() == 2 else (2,)
-        return self.lifted(x, residual, activation, *dims)
+        dims = (0, 2) if input.dim() == 2 else (2,)
+        return self.lifted(input, residual, activation, *dims)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import nn
 
 from nmsparsity.layers.packed import PackedLayer
@@ -30,6 +34,17 @@ def take_fast_paths(model: nn.Module) -> None:
         if name is not None and hasattr(module, _KEPT):
             setattr(module, name, getattr(module, _KEPT))
             delattr(module, _KEPT)
+
+
+@contextmanager
+def without_fast_paths() -> Iterator[None]:
+    """With no fused path anywhere: no nested tensors, whose padding differs, no fused operator."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _switch(module: nn.Module) -> str | None:

@@ -23,7 +23,7 @@ class PackedLinear(PackedLayer):
     """
 
     def forward(
-        self, x: Tensor, residual: Tensor | None = None, activation: str = "none"
+        self, input: Tensor, residual: Tensor | None = None, activation: str = "none"
     ) -> Tensor:
         """``[..., in]`` to ``[..., out]``; the residual is shaped like the result."""
-        return self.multiply(x, residual, activation)
+        return self.multiply(input, residual, activation)
