@@ -11,36 +11,58 @@
 namespace {
 
 constexpr std::int64_t most_rows = 512;  // whose sums stay in the second cache
+constexpr int most_sums = lanes == 16 ? 16 : 12;  // vectors, in registers
 
 // sums[row] += values * lines, for the rows of one block; `from` is null where sums begin at zero.
+// Some rows take turns, and words of positions are loaded before they are needed: loads whose
+// address waits for a load would otherwise leave multipliers idle.
 template <int Vectors, int Slots>
 void add_block(const float* values, const std::uint32_t* places, std::int64_t windows,
                const float* lines, std::int64_t pitch, const float* from, float* to) {
   constexpr int entries = std::lcm(Slots, 8), step = entries / Slots;
   constexpr int line = Vectors * lanes;
-  for (int row = 0; row < lanes; ++row, to += line) {
-    Floats sum[Vectors];
+  constexpr int rows = Vectors * 4 <= most_sums ? 4 : Vectors * 2 <= most_sums ? 2 : 1;
+  for (int row = 0; row < lanes; row += rows, to += rows * line) {
+    Floats sum[rows][Vectors];
+    std::uint32_t next[rows], word[rows];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) {
+      next[r] = places[row + r];
 #pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) {
-      sum[j] = from ? load_floats(from + row * line + j * lanes) : Floats{};
+      for (int j = 0; j < Vectors; ++j) {
+        sum[r][j] = from ? load_floats(from + (row + r) * line + j * lanes) : Floats{};
+      }
     }
     const float *value = values + row, *x = lines;
-    const std::uint32_t* word = places + row;
+    const std::uint32_t *its_places = places + row, *last = its_places + (windows * Slots / 8 - 1) * lanes;
     for (std::int64_t w = 0; w < windows; w += step) {
 #pragma GCC unroll 24
       for (int e = 0; e < entries; ++e) {
-        const std::uint32_t place = word[e / 8 * lanes] >> (e % 8 * 4) & 15;
-        const float* its = x + (e / Slots * window + std::int64_t{place}) * pitch;
-        const Floats weight = all_of(value[e * lanes]);
+        if (e % 8 == 0) {
+          its_places += its_places < last ? lanes : 0;
+#pragma GCC unroll 4
+          for (int r = 0; r < rows; ++r) {
+            word[r] = next[r];
+            next[r] = its_places[r];
+          }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; ++r) {
+          const std::uint32_t place = word[r] >> (e % 8 * 4) & 15;
+          const float* its = x + (e / Slots * window + std::int64_t{place}) * pitch;
+          const Floats weight = all_of(value[e * lanes + r]);
 #pragma GCC unroll 8
-        for (int j = 0; j < Vectors; ++j) sum[j] += weight * load_floats(its + j * lanes);
+          for (int j = 0; j < Vectors; ++j) sum[r][j] += weight * load_floats(its + j * lanes);
+        }
       }
       value += entries * lanes;
-      word += entries / 8 * lanes;
       x += step * window * pitch;
     }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) store(to + j * lanes, sum[j]);
+      for (int j = 0; j < Vectors; ++j) store(to + r * line + j * lanes, sum[r][j]);
+    }
   }
 }
 
