@@ -19,7 +19,8 @@ using Words = Vector<std::uint32_t, NMS_BYTES>;
 NMS_INLINE Floats load_floats(const float* from) { return load<Floats>(from); }
 NMS_INLINE Floats all_of(float value) { return Floats{} + value; }
 
-// The first `count` elements; what follows them is neither read nor written, and reads as zero.
+// The first `count` elements, or those from `begin` to `end`; others are neither read nor written,
+// and read as zero.
 #if defined(__AVX512F__)
 NMS_INLINE __mmask16 first(std::int64_t count) {
   return static_cast<__mmask16>(count >= lanes ? 0xffff : count > 0 ? (1u << count) - 1 : 0);
@@ -28,6 +29,16 @@ NMS_INLINE __mmask16 first(std::int64_t count) {
 NMS_INLINE Floats load_first(const float* from, std::int64_t count) {
   return (Floats)_mm512_maskz_loadu_ps(first(count), from);
 }
+
+// Lanes from one to another: of them only, memory is read; the others are zero.
+struct Between {
+  __mmask16 mask;
+  Between() = default;
+  Between(int begin, int end) : mask(static_cast<__mmask16>(first(end) & ~first(begin))) {}
+  NMS_INLINE Floats load(const float* from) const {
+    return (Floats)_mm512_maskz_loadu_ps(mask, from);
+  }
+};
 
 NMS_INLINE void store_first(float* to, Floats value, std::int64_t count) {
   _mm512_mask_storeu_ps(to, first(count), (__m512)value);
@@ -43,6 +54,13 @@ NMS_INLINE Floats load_first(const float* from, std::int64_t count) {
   return (Floats)_mm256_maskload_ps(from, first(count));
 }
 
+struct Between {
+  __m256i mask;
+  Between() = default;
+  Between(int begin, int end) : mask(_mm256_andnot_si256(first(begin), first(end))) {}
+  NMS_INLINE Floats load(const float* from) const { return (Floats)_mm256_maskload_ps(from, mask); }
+};
+
 NMS_INLINE void store_first(float* to, Floats value, std::int64_t count) {
   _mm256_maskstore_ps(to, first(count), (__m256)value);
 }
@@ -53,6 +71,17 @@ NMS_INLINE Floats load_first(const float* from, std::int64_t count) {
   for (int i = 0; i < count; ++i) value[i] = from[i];
   return value;
 }
+
+struct Between {
+  int begin, end;
+  Between() = default;
+  Between(int from, int to) : begin(from > 0 ? from : 0), end(to < lanes ? to : lanes) {}
+  NMS_INLINE Floats load(const float* from) const {
+    Floats value{};
+    for (int i = begin; i < end; ++i) value[i] = from[i];
+    return value;
+  }
+};
 
 NMS_INLINE void store_first(float* to, Floats value, std::int64_t count) {
   if (count >= lanes) return store(to, value);
@@ -68,6 +97,20 @@ NMS_INLINE Floats interleave(Floats a, Floats b, std::integer_sequence<int, I...
 #else
   return __builtin_shuffle(a, b, Words{(half + I / 2 + (I % 2 ? lanes : 0))...});
 #endif
+}
+
+template <int... I>
+NMS_INLINE Floats evens(Floats a, Floats b, std::integer_sequence<int, I...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, (2 * I)...);
+#else
+  return __builtin_shuffle(a, b, Words{2 * I...});
+#endif
+}
+
+// Every second element of two vectors, from the first on.
+NMS_INLINE Floats evens(Floats a, Floats b) {
+  return evens(a, b, std::make_integer_sequence<int, lanes>{});
 }
 
 // Rows become columns: log2(lanes) rounds of perfect shuffles.

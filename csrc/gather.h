@@ -29,66 +29,107 @@ class Gather {
         std::memset(lines, 0, static_cast<std::size_t>(window * pitch_) * sizeof(float));
         continue;
       }
-      if (tap != tap_) find(static_cast<int>(tap));
+      if (tap != tap_) {
+        planar_ ? find_pieces(static_cast<int>(tap)) : find_pixels(static_cast<int>(tap));
+        tap_ = tap;
+      }
       const std::int64_t left = p_.channels - channel;
       planar_ ? planar(channel, left, lines) : interleaved(channel, left, lines);
     }
   }
 
  private:
+  // Lanes [first, last) of a vector come from `at` on, as if lane 0 did.
+  struct Piece {
+    std::int64_t at;
+    int first, last;
+    Between one, two;  // the same lanes in memory, where every second element is taken in two vectors
+  };
+
   // Where a pixel's input is, from its first channel on; -1 in the padding.
-  void find(int tap) {
-    tap_ = tap;
-    runs_ = 0;
+  void find_pixels(int tap) {
     for (std::int64_t i = 0; i < count_; ++i) {
       const std::int64_t y = input_y(p_, pixels_[i].y, tap), x = input_x(p_, pixels_[i].x, tap);
       const bool inside = is_inside(y, p_.height) && is_inside(x, p_.width);
       at_[i] = inside ? pixels_[i].image * p_.x_image + (y * p_.width + x) * p_.x_pixel : -1;
-      const bool goes_on = i && inside && at_[i - 1] >= 0 && at_[i] == at_[i - 1] + 1;
-      if (goes_on) {
-        ++length_[runs_ - 1];
-      } else if (inside) {
-        start_[runs_] = i;
-        length_[runs_++] = 1;
-      }
-    }
-    full_ = runs_ == 1 && length_[0] == count_;
-    scattered_ = runs_ * 4 > count_;
-  }
-
-  void planar(std::int64_t channel, std::int64_t left, float* lines) {
-    for (int c = 0; c < window; ++c, lines += pitch_) {
-      if (c >= left || !full_) zero(lines);
-      if (c >= left) continue;
-      const float* from = x_ + (channel + c) * p_.x_channel;
-      if (scattered_) {
-        for (std::int64_t i = 0; i < count_; ++i) {
-          if (at_[i] >= 0) lines[i] = from[at_[i]];
-        }
-        continue;
-      }
-      for (std::int64_t run = 0; run < runs_; ++run) {
-        copy(from + at_[start_[run]], lines + start_[run], length_[run]);
-      }
-      if (full_) pad(lines);
     }
   }
 
-  void zero(float* line) const {
-    for (std::int64_t i = 0; i < pitch_; i += lanes) store(line + i, Floats{});
+  // The pieces of every vector: pixels of one row of the output, as far as they are inside.
+  void find_pieces(int tap) {
+    const std::int64_t step = p_.stride_x, shift = input_x(p_, 0, tap);
+    const std::int64_t low = shift < 0 ? (step - 1 - shift) / step : 0;
+    const std::int64_t high = shift < p_.width ? (p_.width - 1 - shift) / step + 1 : 0;
+    int pieces = 0;
+    for (std::int64_t i = 0; i < pitch_; i += lanes) {
+      begins_[i / lanes] = pieces;
+      const std::int64_t end = i + lanes < count_ ? i + lanes : count_;
+      for (std::int64_t k = i; k < end; k += p_.out_width - pixels_[k].x) {
+        const std::int64_t y = input_y(p_, pixels_[k].y, tap), zero = k - pixels_[k].x;
+        const std::int64_t first = zero + low > k ? zero + low : k;
+        const std::int64_t last = zero + high < end ? zero + high : end;
+        if (first >= last || !is_inside(y, p_.height)) continue;
+        const std::int64_t at = pixels_[k].image * p_.x_image + y * p_.width + shift;
+        pieces_[pieces++] = piece(at + (i - zero) * step, first - i, last - i);
+      }
+    }
+    begins_[pitch_ / lanes] = pieces;
   }
 
-  void pad(float* line) const {
-    for (std::int64_t i = count_; i < pitch_; ++i) line[i] = 0.0f;
+  Piece piece(std::int64_t at, std::int64_t from, std::int64_t to) const {
+    const int first = static_cast<int>(from), last = static_cast<int>(to);
+    if (p_.stride_x == 1) return {at, first, last, Between(first, last), {}};
+    const int end = 2 * last - 1;
+    return {at, first, last, Between(2 * first, end), Between(2 * first - lanes, end - lanes)};
   }
 
-  static void copy(const float* from, float* to, std::int64_t count) {
-    std::int64_t i = 0;
-    for (; i + lanes <= count; i += lanes) store(to + i, load_floats(from + i));
-    if (i < count) store_first(to + i, load_first(from + i, count - i), count - i);
+  void planar(std::int64_t channel, std::int64_t left, float* lines) const {
+    const float* from = x_ + channel * p_.x_channel;
+    const int channels = left < window ? static_cast<int>(left) : window;
+    for (std::int64_t i = 0; i < pitch_; i += lanes) {
+      const int begin = begins_[i / lanes], pieces = begins_[i / lanes + 1] - begin;
+      switch (p_.stride_x) {
+        case 1: column<1>(from, pieces_ + begin, pieces, channels, lines + i); break;
+        case 2: column<2>(from, pieces_ + begin, pieces, channels, lines + i); break;
+        default: column<0>(from, pieces_ + begin, pieces, channels, lines + i);
+      }
+    }
   }
 
-  void interleaved(std::int64_t channel, std::int64_t left, float* lines) {
+  // A vector of every line; mostly it has one piece or two.
+  template <int Step>
+  void column(const float* from, const Piece* pieces, int count, int channels, float* to) const {
+    for (int c = channels; c < window; ++c) store(to + c * pitch_, Floats{});
+    if (count == 1) return column<Step, 1>(from, pieces, channels, to);
+    if (count == 2) return column<Step, 2>(from, pieces, channels, to);
+    for (int c = 0; c < channels; ++c, from += p_.x_channel, to += pitch_) {
+      Words value{};
+      for (int k = 0; k < count; ++k) value |= (Words)load_piece<Step>(from, pieces[k]);
+      store(to, value);
+    }
+  }
+
+  template <int Step, int Count>
+  void column(const float* from, const Piece* pieces, int channels, float* to) const {
+    const Piece first = pieces[0], last = pieces[Count - 1];
+    for (int c = 0; c < channels; ++c, from += p_.x_channel, to += pitch_) {
+      Words value = (Words)load_piece<Step>(from, first);
+      if (Count == 2) value |= (Words)load_piece<Step>(from, last);
+      store(to, value);
+    }
+  }
+
+  template <int Step>
+  NMS_INLINE Floats load_piece(const float* from, const Piece& piece) const {
+    const float* its = from + piece.at;
+    if constexpr (Step == 1) return piece.one.load(its);
+    if constexpr (Step == 2) return evens(piece.one.load(its), piece.two.load(its + lanes));
+    Floats value{};
+    for (int k = piece.first; k < piece.last; ++k) value[k] = its[k * p_.stride_x];
+    return value;
+  }
+
+  void interleaved(std::int64_t channel, std::int64_t left, float* lines) const {
     for (std::int64_t i = 0; i < pitch_; i += lanes) {
       for (int part = 0; part < window; part += lanes) {
         Floats x[lanes];
@@ -108,9 +149,9 @@ class Gather {
   const std::int64_t count_, pitch_, per_tap_;
   const bool planar_;
   Pixel pixels_[most_pixels];
-  std::int64_t at_[most_pixels] = {}, start_[most_pixels], length_[most_pixels];
-  std::int64_t tap_ = -1, runs_ = 0;
-  bool full_ = false, scattered_ = false;
+  std::int64_t at_[most_pixels] = {}, tap_ = -1;
+  Piece pieces_[most_pixels];
+  int begins_[most_vectors + 1];
 };
 
 }  // namespace
