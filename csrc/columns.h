@@ -34,10 +34,12 @@ void add_block(const float* values, const std::uint32_t* places, std::int64_t wi
       }
     }
     const float *value = values + row, *x = lines;
-    const std::uint32_t *its_places = places + row, *last = its_places + (windows * Slots / 8 - 1) * lanes;
+    const std::uint32_t *its_places = places + row;
+    const std::uint32_t* last = its_places + (windows * Slots - 1) / 8 * lanes;
     for (std::int64_t w = 0; w < windows; w += step) {
 #pragma GCC unroll 24
       for (int e = 0; e < entries; ++e) {
+        if (e && e % Slots == 0 && w + e / Slots >= windows) break;
         if (e % 8 == 0) {
           its_places += its_places < last ? lanes : 0;
 #pragma GCC unroll 4
@@ -73,7 +75,7 @@ class Columns {
 
   Columns(const nms_product& p, std::int64_t group, std::int64_t begin, std::int64_t count)
       : p_(p), group_(group), begin_(begin), count_(count),
-        blocks_((p.rows + lanes - 1) / lanes), gather_(p, group, begin, count, line) {
+        blocks_((p.rows + lanes - 1) / lanes), windows_(windows_of(p)), gather_(p, group, begin, count, line) {
     for (std::int64_t i = 0; i < count; ++i) outputs_[i] = output_of(p, gather_.pixel(i));
   }
 
@@ -89,8 +91,8 @@ class Columns {
     float* tile = scratch().floats((p_.depth * window + lanes + most_rows) * line);
     float* out = tile + p_.depth * window * line;
     float* sums = out + lanes * line;
-    for (std::int64_t w = 0; w < p_.windows; w += p_.depth) {
-      const std::int64_t end = w + p_.depth < p_.windows ? w + p_.depth : p_.windows;
+    for (std::int64_t w = 0; w < windows_; w += p_.depth) {
+      const std::int64_t end = w + p_.depth < windows_ ? w + p_.depth : windows_;
       const float* lines = tile;
       if (in_place) {
         lines = p_.x + (group_ * p_.channels + w * window) * p_.x_channel + first_of_input();
@@ -100,9 +102,9 @@ class Columns {
       for (std::int64_t block = from; block < to; ++block) {
         float* its = sums + (block - from) * lanes * line;
         // The last sums stay in the first cache, where `finish` finds them.
-        float* to = end == p_.windows ? out : its;
+        float* to = end == windows_ ? out : its;
         add(block, w, end, lines, in_place ? p_.x_channel : line, w ? its : nullptr, to);
-        if (end == p_.windows) finish(block, out);
+        if (end == windows_) finish(block, out);
       }
     }
   }
@@ -111,7 +113,7 @@ class Columns {
   bool can_read_in_place() const {
     const std::int64_t size = p_.out_height * p_.out_width;
     return is_pointwise(p_) && p_.x_pixel == 1 && count_ == line &&
-           begin_ / size == (begin_ + count_ - 1) / size && p_.windows * window == p_.channels &&
+           begin_ / size == (begin_ + count_ - 1) / size && windows_ * window == p_.channels &&
            p_.x_channel % lanes == 0 && reinterpret_cast<std::uintptr_t>(p_.x) % NMS_BYTES == 0 &&
            (begin_ % size) % lanes == 0 && p_.x_image % lanes == 0;
   }
@@ -198,7 +200,7 @@ class Columns {
   }
 
   const nms_product& p_;
-  const std::int64_t group_, begin_, count_, blocks_;
+  const std::int64_t group_, begin_, count_, blocks_, windows_;
   Gather gather_;
   std::int64_t outputs_[line];
 };

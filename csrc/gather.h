@@ -25,10 +25,6 @@ class Gather {
   void windows(std::int64_t from, std::int64_t to, float* lines) {
     for (std::int64_t w = from; w < to; ++w, lines += window * pitch_) {
       const std::int64_t tap = w / per_tap_, channel = w % per_tap_ * window;
-      if (tap >= std::int64_t{p_.kernel_height} * p_.kernel_width) {
-        std::memset(lines, 0, static_cast<std::size_t>(window * pitch_) * sizeof(float));
-        continue;
-      }
       if (tap != tap_) {
         planar_ ? find_pieces(static_cast<int>(tap)) : find_pixels(static_cast<int>(tap));
         tap_ = tap;

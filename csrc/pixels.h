@@ -1,6 +1,7 @@
 // Where the output pixels of a layer take their inputs: strides, padding and dilation.
 #pragma once
 
+#include "pick.h"
 #include "product.h"
 
 namespace {
@@ -39,6 +40,12 @@ NMS_INLINE std::int64_t input_y(const nms_product& p, std::int64_t y, int tap) {
 
 NMS_INLINE std::int64_t input_x(const nms_product& p, std::int64_t x, int tap) {
   return x * p.stride_x - p.pad_x + tap % p.kernel_width * p.dilate_x;
+}
+
+// How many windows of inputs there are; the weight has more, of zeros, to fill its last word of
+// positions.
+NMS_INLINE std::int64_t windows_of(const nms_product& p) {
+  return (p.channels + window - 1) / window * p.kernel_height * p.kernel_width;
 }
 
 NMS_INLINE bool is_inside(std::int64_t at, std::int64_t size) {

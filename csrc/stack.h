@@ -12,9 +12,6 @@ class Stack {
       : p_(p), x_(p.x + group * p.channels * p.x_channel),
         per_tap_((p.channels + window - 1) / window) {}
 
-  // How many there are; the weight has more, of zeros, to fill its last word of positions.
-  std::int64_t windows() const { return per_tap_ * p_.kernel_height * p_.kernel_width; }
-
   // All windows of `count` pixels, as if there were `width` of them: the others are zero.
   void fill(const Pixel* pixels, int count, int width, float* to) const {
     const std::int64_t taps = std::int64_t{p_.kernel_height} * p_.kernel_width;

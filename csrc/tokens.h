@@ -66,7 +66,7 @@ class Tokens {
   // weights, of which there is more, come to the caches once; of both only so many windows at a
   // time that they stay in the first one.
   void run(std::int64_t from, std::int64_t to) {
-    const std::int64_t windows = stack_.windows(), turn = windows * width_ * window;
+    const std::int64_t windows = windows_of(p_), turn = windows * width_ * window;
     const std::int64_t some = p_.slots < 4 ? 8 / p_.slots : 4, sum = some * width_ * lanes;
     float* tile = scratch().floats(turns_ * (turn + sum));
     float* sums = tile + turns_ * turn;
