@@ -2,6 +2,7 @@
 // multiplied with the line of its input.
 #pragma once
 
+#include <limits>
 #include <numeric>
 
 #include "activate.h"
@@ -13,12 +14,35 @@ namespace {
 constexpr std::int64_t most_rows = 512;  // whose sums stay in the second cache
 constexpr int most_sums = lanes == 16 ? 16 : 12;  // vectors, in registers
 
-// sums[row] += values * lines, for the rows of one block; `from` is null where sums begin at zero.
+// Where rows of whole vectors go straight from the registers: max(sum + bias + residual, low).
+struct Outlet {
+  float* y;
+  const float *residual, *bias;  // or null
+  std::int64_t pitch, rows;
+  float low;
+
+  template <int Vectors>
+  NMS_INLINE void put(int row, const Floats* sums) const {
+    if (row >= rows) return;
+    const Floats added = all_of(bias ? bias[row] : 0.0f), least = all_of(low);
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) {
+      const std::int64_t at = row * pitch + j * lanes;
+      Floats value = sums[j] + added;
+      if (residual) value += load_floats(residual + at);
+      store(y + at, value < least ? least : value);
+    }
+  }
+};
+
+// sums[row] += values * lines, for the rows of one block; `from` is null where sums begin at zero,
+// `outlet` where they are not yet complete.
 // Some rows take turns, and words of positions are loaded before they are needed: loads whose
 // address waits for a load would otherwise leave multipliers idle.
 template <int Vectors, int Slots>
 void add_block(const float* values, const std::uint32_t* places, std::int64_t windows,
-               const float* lines, std::int64_t pitch, const float* from, float* to) {
+               const float* lines, std::int64_t pitch, const float* from, float* to,
+               const Outlet* outlet) {
   constexpr int entries = std::lcm(Slots, 8), step = entries / Slots;
   constexpr int line = Vectors * lanes;
   constexpr int rows = Vectors * 4 <= most_sums ? 4 : Vectors * 2 <= most_sums ? 2 : 1;
@@ -62,6 +86,10 @@ void add_block(const float* values, const std::uint32_t* places, std::int64_t wi
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) {
+      if (outlet) {
+        outlet->put<Vectors>(row + r, sum[r]);
+        continue;
+      }
 #pragma GCC unroll 8
       for (int j = 0; j < Vectors; ++j) store(to + r * line + j * lanes, sum[r][j]);
     }
@@ -87,7 +115,7 @@ class Columns {
 
  private:
   void some(std::int64_t from, std::int64_t to) {
-    const bool in_place = can_read_in_place();
+    const bool in_place = can_read_in_place(), is_straight = can_finish_in_registers();
     float* tile = scratch().floats((p_.depth * window + lanes + most_rows) * line);
     float* out = tile + p_.depth * window * line;
     float* sums = out + lanes * line;
@@ -101,10 +129,12 @@ class Columns {
       }
       for (std::int64_t block = from; block < to; ++block) {
         float* its = sums + (block - from) * lanes * line;
+        const bool last = end == windows_, straight = last && is_straight;
+        const Outlet outlet = straight ? outlet_of(block) : Outlet{};
         // The last sums stay in the first cache, where `finish` finds them.
-        float* to = end == windows_ ? out : its;
-        add(block, w, end, lines, in_place ? p_.x_channel : line, w ? its : nullptr, to);
-        if (end == windows_) finish(block, out);
+        add(block, w, end, lines, in_place ? p_.x_channel : line, w ? its : nullptr,
+            last ? out : its, straight ? &outlet : nullptr);
+        if (last && !straight) finish(block, out);
       }
     }
   }
@@ -118,24 +148,43 @@ class Columns {
            (begin_ % size) % lanes == 0 && p_.x_image % lanes == 0;
   }
 
+  // Whole vectors side by side in one image, and nothing that takes many registers.
+  bool can_finish_in_registers() const {
+    return p_.y_pixel == 1 && is_whole() && p_.activation <= NMS_RELU;
+  }
+
+  bool is_whole() const {
+    const std::int64_t size = p_.out_height * p_.out_width;
+    return count_ == line && begin_ % size + count_ <= size;
+  }
+
+  Outlet outlet_of(std::int64_t block) const {
+    const std::int64_t row = group_ * p_.rows + block * lanes;
+    const std::int64_t at = outputs_[0] + row * p_.y_channel;
+    const float none = -std::numeric_limits<float>::infinity();
+    return {p_.y + at,    p_.residual ? p_.residual + at : nullptr,
+            p_.bias ? p_.bias + row : nullptr, p_.y_channel, p_.rows - block * lanes,
+            p_.activation == NMS_RELU ? 0.0f : none};
+  }
+
   std::int64_t first_of_input() const {
     const std::int64_t size = p_.out_height * p_.out_width;
     return begin_ / size * p_.x_image + begin_ % size;
   }
 
   void add(std::int64_t block, std::int64_t w, std::int64_t end, const float* lines,
-           std::int64_t pitch, const float* sums, float* to) {
+           std::int64_t pitch, const float* sums, float* to, const Outlet* outlet) {
     const std::int64_t entry = ((group_ * blocks_ + block) * p_.windows + w) * p_.slots;
     const float* values = p_.values + entry * lanes;
     const std::uint32_t* places = p_.places + entry / 8 * lanes;
     switch (p_.slots) {
-      case 1: return add_block<Vectors, 1>(values, places, end - w, lines, pitch, sums, to);
-      case 2: return add_block<Vectors, 2>(values, places, end - w, lines, pitch, sums, to);
-      case 4: return add_block<Vectors, 4>(values, places, end - w, lines, pitch, sums, to);
-      case 6: return add_block<Vectors, 6>(values, places, end - w, lines, pitch, sums, to);
-      case 8: return add_block<Vectors, 8>(values, places, end - w, lines, pitch, sums, to);
-      case 12: return add_block<Vectors, 12>(values, places, end - w, lines, pitch, sums, to);
-      default: return add_block<Vectors, 16>(values, places, end - w, lines, pitch, sums, to);
+      case 1: return add_block<Vectors, 1>(values, places, end - w, lines, pitch, sums, to, outlet);
+      case 2: return add_block<Vectors, 2>(values, places, end - w, lines, pitch, sums, to, outlet);
+      case 4: return add_block<Vectors, 4>(values, places, end - w, lines, pitch, sums, to, outlet);
+      case 6: return add_block<Vectors, 6>(values, places, end - w, lines, pitch, sums, to, outlet);
+      case 8: return add_block<Vectors, 8>(values, places, end - w, lines, pitch, sums, to, outlet);
+      case 12: return add_block<Vectors, 12>(values, places, end - w, lines, pitch, sums, to, outlet);
+      default: return add_block<Vectors, 16>(values, places, end - w, lines, pitch, sums, to, outlet);
     }
   }
 
@@ -146,7 +195,7 @@ class Columns {
 
   void planar(std::int64_t block, const float* sums) {
     const std::int64_t size = p_.out_height * p_.out_width;
-    if (count_ == line && begin_ % size + count_ <= size) return whole(block, sums);
+    if (is_whole()) return whole(block, sums);
     for (int i = 0; i < lanes && block * lanes + i < p_.rows; ++i, sums += line) {
       const std::int64_t row = group_ * p_.rows + block * lanes + i;
       const Floats bias = all_of(p_.bias ? p_.bias[row] : 0.0f);
