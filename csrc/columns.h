@@ -14,24 +14,36 @@ namespace {
 constexpr std::int64_t most_rows = 512;  // whose sums stay in the second cache
 constexpr int most_sums = lanes == 16 ? 16 : 12;  // vectors, in registers
 
-// Where rows of whole vectors go straight from the registers: max(sum + bias + residual, low).
+// What takes many registers; the line is still in the first cache.
+__attribute__((noinline)) void activate_line(float* line, std::int64_t count, int activation) {
+  for (std::int64_t i = 0; i < count; i += lanes) {
+    store_first(line + i, activate(load_first(line + i, count - i), activation), count - i);
+  }
+}
+
+// Where rows of pixels of one image go straight from the registers.
 struct Outlet {
   float* y;
   const float *residual, *bias;  // or null
   std::int64_t pitch, rows;
-  float low;
+  int count, activation;  // elements of the last vector
+  float low;              // none is below it
 
   template <int Vectors>
   NMS_INLINE void put(int row, const Floats* sums) const {
     if (row >= rows) return;
-    const Floats added = all_of(bias ? bias[row] : 0.0f), least = all_of(low);
+    const Floats least = all_of(low);
+    const Floats added = all_of(bias ? bias[row] : 0.0f);
 #pragma GCC unroll 8
     for (int j = 0; j < Vectors; ++j) {
       const std::int64_t at = row * pitch + j * lanes;
+      const bool whole = j + 1 < Vectors || count == lanes;
       Floats value = sums[j] + added;
-      if (residual) value += load_floats(residual + at);
-      store(y + at, value < least ? least : value);
+      if (residual) value += whole ? load_floats(residual + at) : load_first(residual + at, count);
+      value = value < least ? least : value;
+      whole ? store(y + at, value) : store_first(y + at, value, count);
     }
+    if (activation > NMS_RELU) activate_line(y + row * pitch, (Vectors - 1) * lanes + count, activation);
   }
 };
 
@@ -148,23 +160,18 @@ class Columns {
            (begin_ % size) % lanes == 0 && p_.x_image % lanes == 0;
   }
 
-  // Whole vectors side by side in one image, and nothing that takes many registers.
   bool can_finish_in_registers() const {
-    return p_.y_pixel == 1 && is_whole() && p_.activation <= NMS_RELU;
-  }
-
-  bool is_whole() const {
     const std::int64_t size = p_.out_height * p_.out_width;
-    return count_ == line && begin_ % size + count_ <= size;
+    return p_.y_pixel == 1 && begin_ % size + count_ <= size;
   }
 
   Outlet outlet_of(std::int64_t block) const {
     const std::int64_t row = group_ * p_.rows + block * lanes;
     const std::int64_t at = outputs_[0] + row * p_.y_channel;
-    const float none = -std::numeric_limits<float>::infinity();
-    return {p_.y + at,    p_.residual ? p_.residual + at : nullptr,
-            p_.bias ? p_.bias + row : nullptr, p_.y_channel, p_.rows - block * lanes,
-            p_.activation == NMS_RELU ? 0.0f : none};
+    return {p_.y + at, p_.residual ? p_.residual + at : nullptr, p_.bias ? p_.bias + row : nullptr,
+            p_.y_channel, p_.rows - block * lanes,
+            static_cast<int>(count_ - (Vectors - 1) * lanes), p_.activation,
+            p_.activation == NMS_RELU ? 0.0f : -std::numeric_limits<float>::infinity()};
   }
 
   std::int64_t first_of_input() const {
@@ -195,7 +202,6 @@ class Columns {
 
   void planar(std::int64_t block, const float* sums) {
     const std::int64_t size = p_.out_height * p_.out_width;
-    if (is_whole()) return whole(block, sums);
     for (int i = 0; i < lanes && block * lanes + i < p_.rows; ++i, sums += line) {
       const std::int64_t row = group_ * p_.rows + block * lanes + i;
       const Floats bias = all_of(p_.bias ? p_.bias[row] : 0.0f);
@@ -207,24 +213,6 @@ class Columns {
           put(load_first(sums + k, end - k) + bias, at + k, end - k);
         }
         done = end;
-      }
-    }
-  }
-
-  // Whole vectors, side by side in one image.
-  void whole(std::int64_t block, const float* sums) {
-    const std::int64_t first = group_ * p_.rows + block * lanes, left = p_.rows - block * lanes;
-    const std::int64_t at = outputs_[0] + first * p_.y_channel;
-    float* y = p_.y + at;
-    const float* residual = p_.residual ? p_.residual + at : nullptr;
-    for (int i = 0; i < lanes && i < left; ++i, sums += line) {
-      const Floats bias = all_of(p_.bias ? p_.bias[first + i] : 0.0f);
-#pragma GCC unroll 8
-      for (int j = 0; j < Vectors; ++j) {
-        Floats value = load_floats(sums + j * lanes) + bias;
-        if (residual) value += load_floats(residual + i * p_.y_channel + j * lanes);
-        if (p_.activation) value = activate(value, p_.activation);
-        store(y + i * p_.y_channel + j * lanes, value);
       }
     }
   }
