@@ -55,7 +55,8 @@ class Gather {
   void find_pieces(int tap) {
     const std::int64_t step = p_.stride_x, shift = input_x(p_, 0, tap);
     const std::int64_t low = shift < 0 ? (step - 1 - shift) / step : 0;
-    const std::int64_t high = shift < p_.width ? (p_.width - 1 - shift) / step + 1 : 0;
+    const std::int64_t within = shift < p_.width ? (p_.width - 1 - shift) / step + 1 : 0;
+    const std::int64_t high = within < p_.out_width ? within : p_.out_width;
     int pieces = 0;
     for (std::int64_t i = 0; i < pitch_; i += lanes) {
       begins_[i / lanes] = pieces;

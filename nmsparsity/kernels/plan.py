@@ -48,8 +48,10 @@ def plans(product: Product, lanes: int) -> Iterator[Plan]:
     yield from _tokens(pixels, product.windows, step)
     if pixels < 2 * lanes:
         return
+    # Of the inputs of a very sparse weight, most are not read: more of them may wait behind.
+    cache = _FIRST_CACHE * (2 if product.slots < 4 else 1)
     for vectors in (8, 6, 4, 3):
-        depth = _FIRST_CACHE // (4 * WINDOW * vectors * lanes)
+        depth = cache // (4 * WINDOW * vectors * lanes)
         if vectors == 3 or pixels > (vectors - 2) * lanes:
             yield Plan(COLUMNS, vectors, _whole(depth, product.windows, step))
 
