@@ -77,6 +77,7 @@ struct Between {
   Between() = default;
   Between(int from, int to) : begin(from > 0 ? from : 0), end(to < lanes ? to : lanes) {}
   NMS_INLINE Floats load(const float* from) const {
+    if (end - begin == lanes) return load_floats(from);
     Floats value{};
     for (int i = begin; i < end; ++i) value[i] = from[i];
     return value;
