@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 from torch.testing import assert_close
 from torchvision import tv_tensors
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from nmsparsity.tasks.detection.augment import Augmentation
 from nmsparsity.tasks.detection.coco_set import read_coco
 from nmsparsity.tasks.detection.data import DetectionData, SegmentationData
 from nmsparsity.tasks.detection.dataset import Detections
 from nmsparsity.tasks.detection.loader import by_shape
-from nmsparsity.tasks.detection.masks import decode, encode
+from nmsparsity.tasks.detection.masks import decode, encode, encode_small
 from nmsparsity.tasks.roots import MissingDataError
 from tests.coco_images import edit, write_coco
 
@@ -144,6 +146,19 @@ def test_masks_of_polygons_run_lengths_and_back() -> None:
     assert torch.equal(decode(encode(square[None])[0], 5, 6), expected)
     # Down the columns: 5 zeros, then from the second column on.
     assert torch.equal(decode({"size": [5, 6], "counts": [6, 2, 3, 2, 3, 2, 12]}, 5, 6), expected)
+
+
+def test_small_masks_are_those_torchvision_pastes() -> None:
+    torch.manual_seed(0)
+    masks, corners = torch.rand(60, 1, 28, 28), torch.rand(60, 2) * torch.tensor([50.0, 37.0])
+    masks = functional.avg_pool2d(masks, 5, 1, 2)
+    boxes = torch.cat([corners, corners + torch.rand(60, 2) * 30], 1)
+    boxes = torch.minimum(boxes, torch.tensor([50.0, 37.0, 50.0, 37.0]))
+    boxes[0], boxes[1], boxes[2] = torch.tensor([[0, 0, 50, 37], [0, 0, 0, 0], [50, 37, 50, 37.0]])
+    pasted = paste_masks_in_image(masks, boxes, (37, 50))[:, 0] >= 0.5
+    assert 0.2 < pasted[0].float().mean() < 0.8
+    assert encode_small(masks, boxes, (37, 50)) == encode(pasted)
+    assert encode_small(masks[:0], boxes[:0], (37, 50)) == []
 
 
 def test_targets_follow_the_image(folder: Path) -> None:

@@ -15,7 +15,9 @@ from torchvision.ops import FrozenBatchNorm2d
 import nmsparsity as nm
 from nmsparsity.tasks.detection.backbone import Backbone
 from nmsparsity.tasks.detection.detectors import PREDICTORS, Heads, detector, samplers
+from nmsparsity.tasks.detection.precision import as_results
 from nmsparsity.tasks.detection.sampling import SeededSampler
+from nmsparsity.tasks.detection.scaling import small_masks
 from nmsparsity.tasks.models import classifier
 
 SMALL = Backbone("small_resnet10", {"width": 8, "stem_stride": 2}, levels=[2, 3, 4])
@@ -188,6 +190,23 @@ def test_sizes_are_kept_when_asked() -> None:
     model = detector("faster_rcnn", 1, SMALL, NARROW, min_size=100, max_size=120).eval()
     images_, _ = model.transform([torch.rand(3, 50, 70)])
     assert images_.image_sizes == [(85, 120)]
+
+
+def test_masks_may_stay_small() -> None:
+    torch.manual_seed(0)
+    model = detector("mask_rcnn", 2, SMALL, NARROW, min_size=64, box_score_thresh=0.0).eval()
+    found = [torch.rand(3, 50, 70), torch.rand(3, 64, 64)]
+    with torch.no_grad():
+        pasted = model(found)
+        with small_masks(model):
+            small = model(found)
+        again = model(found)
+    assert [its["masks"].shape[2:] for its in again] == [(50, 70), (64, 64)]
+    for whole, its in zip(pasted, small, strict=True):
+        assert its["small_masks"].shape == (len(whole["boxes"]), 1, 28, 28)
+        results = as_results(its, 7, [3, 5])
+        assert len(results) > 3
+        assert results == as_results(whole, 7, [3, 5])
 
 
 def test_the_sampler_draws_as_torchvisions_does_and_repeatably() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-Sample = tuple[Tensor, dict[str, Any]]
+Sample: TypeAlias = tuple[Tensor, dict[str, Any]]
+Masks: TypeAlias = Callable[[Sequence[int]], Tensor]
+"""The masks ``[count, height, width]`` of the objects with these numbers."""
 
 
 def fit_size(
@@ -70,24 +72,44 @@ class Augmentation:
         )
         self.sanitize = v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_labels)
 
-    def __call__(self, image: Tensor, target: dict[str, Any]) -> Sample:
-        """A new image ``[3, height, width]`` and what is left of its objects."""
+    def __call__(self, image: Tensor, target: dict[str, Any], masks: Masks | None = None) -> Sample:
+        """A new image ``[3, height, width]`` and what is left of its objects.
+
+        Args:
+            image: uint8 ``[3, height, width]``.
+            target: ``boxes`` and ``labels``.
+            masks: gives masks of objects; it is asked for those that the crop left.
+        """
         low, high = self.scale
         scale = low + (high - low) * float(torch.rand(()))
         height, width = functional.get_size(image)
         new = fit_size(height, width, self.min_size, self.max_size, scale)
-        image, target = self._cut(image, target, new) if self.crop else _resize(image, target, new)
+        if self.crop:
+            image, target = self._cut(image, target, new, masks)
+        else:
+            every = {} if masks is None else {"masks": masks(range(len(target["labels"])))}
+            image, target = _resize(image, {**target, **every}, new)
         image, target = self.flips(image, target)
         image, target = self.sanitize(image, target)
         return image, _without_empty(target)
 
-    def _cut(self, image: Tensor, target: dict[str, Any], new: tuple[int, int]) -> Sample:
-        """Crop first, in the pixels of the file: then few masks and pixels are resized."""
+    def _cut(
+        self, image: Tensor, target: dict[str, Any], new: tuple[int, int], masks: Masks | None
+    ) -> Sample:
+        """Crop first, in the pixels of the file: then few masks are decoded and resized."""
         assert self.crop is not None
         ratio = new[0] / functional.get_size(image)[0]
         window = max(1, round(self.crop / ratio))
         crop = v2.RandomCrop(window, pad_if_needed=True)
-        image, target = self.sanitize(*crop(image, target))
+        place = crop.make_params([image])
+        boxes = crop.transform(target["boxes"], place)
+        numbers = torch.arange(len(target["labels"]))
+        image, target = self.sanitize(
+            crop.transform(image, place), {**target, "boxes": boxes, "objects": numbers}
+        )
+        left = target.pop("objects").tolist()
+        if masks is not None:
+            target["masks"] = crop.transform(masks(left), place)
         return _resize(image, target, (self.crop, self.crop))
 
 
@@ -97,10 +119,10 @@ def _resize(image: Tensor, target: dict[str, Any], size: tuple[int, int]) -> Sam
     return v2.Resize(size, antialias=True)(image, target)  # type: ignore[no-any-return]
 
 
-def _labels(sample: Any) -> Tensor:
+def _labels(sample: Any) -> tuple[Tensor, ...]:
     """What leaves with a box, beside its mask."""
-    labels: Tensor = sample[1]["labels"]
-    return labels
+    target = sample[1]
+    return tuple(target[name] for name in ("labels", "objects") if name in target)
 
 
 def _without_empty(target: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -12,7 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from nmsparsity.tasks.batches import draw_seed
 from nmsparsity.tasks.detection.augment import Augmentation
-from nmsparsity.tasks.detection.coco_set import CocoSet, Photo
+from nmsparsity.tasks.detection.coco_set import CocoSet, Object, Photo
 from nmsparsity.tasks.detection.masks import decode_all
 
 Target: TypeAlias = dict[str, Tensor]
@@ -51,11 +53,12 @@ class Detections(Dataset[tuple[Tensor, Target]]):
         image = read_image(photo.path)
         if self.augmentation is None:
             return _scaled(image), {"image": torch.tensor(index)}
-        target = truth(photo, self.masks)
+        target = truth(photo)
+        masks = partial(truth_masks, photo) if self.masks else None
         # Transforms of torchvision draw from torch's global generator; leave it as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(draw_seed(*self.key, index))
-            image, target = self.augmentation(image, target)
+            image, target = self.augmentation(image, target, masks)
         plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
         return _scaled(image), {**plain, "image": torch.tensor(index)}
 
@@ -79,16 +82,27 @@ def _scaled(image: Tensor) -> Tensor:
     return scaled
 
 
-def truth(photo: Photo, masks: bool) -> dict[str, Any]:
-    """``boxes``, ``labels`` and perhaps ``masks`` of an image's objects, without crowds."""
-    objects = [its for its in photo.objects if not its.crowd]
-    size = (photo.height, photo.width)
+def truth(photo: Photo) -> dict[str, Any]:
+    """``boxes`` and ``labels`` of an image's objects, without crowds."""
+    objects = _learned(photo)
     boxes = torch.tensor([its.box for its in objects], dtype=torch.float32).reshape(-1, 4)
-    target: dict[str, Any] = {
+    size = (photo.height, photo.width)
+    return {
         "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),  # type: ignore[call-overload]
         "labels": torch.tensor([its.label for its in objects], dtype=torch.int64),
     }
-    if masks:
-        found = decode_all([its.segmentation for its in objects if its.segmentation], *size)
-        target["masks"] = tv_tensors.Mask(found)
-    return target
+
+
+def truth_masks(photo: Photo, numbers: Sequence[int] | None = None) -> Tensor:
+    """Masks ``[count, height, width]`` of the objects of `truth` with these numbers, or of all."""
+    objects = _learned(photo)
+    chosen = objects if numbers is None else [objects[number] for number in numbers]
+    found = decode_all(
+        [o.segmentation for o in chosen if o.segmentation], photo.height, photo.width
+    )
+    masks: Tensor = tv_tensors.Mask(found)
+    return masks
+
+
+def _learned(photo: Photo) -> list[Object]:
+    return [its for its in photo.objects if not its.crowd]

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from nmsparsity.registry import near
 from nmsparsity.tasks.detection.backbone import Backbone, convolutions_above, pool_above
 from nmsparsity.tasks.detection.sampling import SeededSampler
+from nmsparsity.tasks.detection.scaling import Scaling
 
 Model = Literal["faster_rcnn", "mask_rcnn", "retinanet", "fcos"]
 
@@ -55,16 +55,6 @@ class Heads:
     mask: int = 256
     mask_layers: int = 4
     anchor_sizes: list[int] | None = None
-
-
-class KeptSize(GeneralizedRCNNTransform):  # type: ignore[misc]
-    """Normalises and batches images without resizing them."""
-
-    def resize(
-        self, image: Tensor, target: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """As they are."""
-        return image, target
 
 
 def detector(
@@ -105,13 +95,11 @@ def detector(
     extra = pool_above() if two_stage else convolutions_above(heads.pyramid)
     body = backbone.build(heads.pyramid, (1, 2, 3, 4) if two_stage else (2, 3, 4), extra)
     limit = "box_detections_per_img" if two_stage else "detections_per_img"
-    sizes = {"min_size": min_size or 1, "max_size": max_size, "_skip_resize": True}
-    common: dict[str, Any] = {**sizes, limit: max_detections, **options}
+    common: dict[str, Any] = {limit: max_detections, **options}
     _check(model, options)
     network = _BUILD[model](body, classes, heads, _levels(backbone, two_stage), common)
-    if min_size is None:
-        old = network.transform
-        network.transform = KeptSize(1, max_size, old.image_mean, old.image_std)
+    old = network.transform
+    network.transform = Scaling(min_size, max_size, old.image_mean, old.image_std)
     _seed_samplers(network)
     network.dense_by_default = dict.fromkeys(PREDICTORS[model], "a final predictor")
     return network  # type: ignore[no-any-return]

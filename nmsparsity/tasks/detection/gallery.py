@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nmsparsity.plots import plot_history
 from nmsparsity.tasks.detection.coco_set import CocoSet
-from nmsparsity.tasks.detection.dataset import Detections, read_image, truth
+from nmsparsity.tasks.detection.dataset import Detections, read_image, truth, truth_masks
 from nmsparsity.tasks.detection.draw import draw, save_image, side_by_side
 from nmsparsity.tasks.history import History
 from nmsparsity.tasks.run_folder import RunFolder
@@ -78,7 +78,8 @@ def grid(models: list[Any], data: CocoSet, count: int, threshold: float = 0.5) -
     for index in range(0, len(data.photos), max(1, len(data.photos) // count)):
         photo = data.photos[index]
         pixels = read_image(photo.path)
-        row = [draw(pixels, truth(photo, data.has_masks), names)]
+        masks = {"masks": truth_masks(photo)} if data.has_masks else {}
+        row = [draw(pixels, truth(photo) | masks, names)]
         for model in models:
             device = next(model.parameters()).device
             was = model.training

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nmsparsity.tasks.detection.coco_set import CocoSet
-from nmsparsity.tasks.detection.masks import encode
+from nmsparsity.tasks.detection.masks import encode, encode_small
 
 Result = dict[str, Any]
 AREAS = {"": 0, "_small": 1, "_medium": 2, "_large": 3}
@@ -44,7 +43,7 @@ class AveragePrecision:
         self.results: list[Result] = []
         self.seen: list[int] = []
 
-    def update(self, detections: Sequence[Mapping[str, Tensor]], images: Sequence[int]) -> None:
+    def update(self, detections: Sequence[Mapping[str, Any]], images: Sequence[int]) -> None:
         """Collect one batch: what the detector said, and the numbers of the images."""
         for found, number in zip(detections, images, strict=True):
             photo = self.data.photos[number]
@@ -85,12 +84,13 @@ class AveragePrecision:
         return {**scores, "images": len(self.seen)}
 
 
-def as_results(found: Mapping[str, Tensor], image: int, categories: Sequence[int]) -> list[Result]:
+def as_results(found: Mapping[str, Any], image: int, categories: Sequence[int]) -> list[Result]:
     """One image's detections as entries of a COCO results json.
 
     Args:
         found: ``boxes`` ``[count, 4]`` as left, top, right, bottom; ``scores``; ``labels`` from 1;
-            ``masks`` ``[count, 1, height, width]`` from 0 to 1 or none.
+            ``masks`` ``[count, 1, height, width]`` from 0 to 1, or ``small_masks`` and ``size`` as
+            `Scaling` leaves them, or neither.
         image: its id.
         categories: the category ids in the order of the labels.
     """
@@ -102,9 +102,13 @@ def as_results(found: Mapping[str, Tensor], image: int, categories: Sequence[int
             sizes, found["scores"].tolist(), found["labels"].tolist(), strict=True
         )
     ]
+    masks = None
     if "masks" in found:
-        for result, mask in zip(results, encode(found["masks"][:, 0] >= 0.5), strict=True):
-            result["segmentation"] = mask
+        masks = encode(found["masks"][:, 0] >= 0.5)
+    elif "small_masks" in found:
+        masks = encode_small(found["small_masks"], found["boxes"], found["size"])
+    for result, mask in zip(results, masks or (), strict=masks is not None):
+        result["segmentation"] = mask
     return results
 
 

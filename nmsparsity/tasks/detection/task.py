@@ -17,6 +17,7 @@ from nmsparsity.tasks.detection.dataset import Batch
 from nmsparsity.tasks.detection.detectors import Heads, Model, detector, samplers
 from nmsparsity.tasks.detection.optimizer import StepSGD
 from nmsparsity.tasks.detection.precision import AveragePrecision
+from nmsparsity.tasks.detection.scaling import small_masks
 from nmsparsity.tasks.task import Task
 
 CATEGORIES = "categories.json"
@@ -41,6 +42,7 @@ class DetectionTask(Task):
         categories: names by id; taken from the data by the command line, as what follows.
         min_size, max_size: sides of images in evaluation.
         seed: of the anchors and proposals that are trained on.
+        channels_last: keep the weights in channels-last memory: faster convolutions.
         attached: what a file of ours holds beside the weights.
 
     Attributes:
@@ -64,6 +66,7 @@ class DetectionTask(Task):
         min_size: int | None = 800,
         max_size: int = 1333,
         seed: int = 0,
+        channels_last: bool = True,
         attached: dict[str, str] | None = None,
     ) -> None:
         super().__init__(init_from)
@@ -82,6 +85,9 @@ class DetectionTask(Task):
             max_detections=max_detections,
             **(model_options or {}),
         )
+        if channels_last:
+            # Convolutions hand the format of their weights on.
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.categories, self.backbone, self.optimizer = categories, backbone, optimizer
         self.max_detections, self.seed = max_detections, seed
         self.best = -math.inf
@@ -136,7 +142,9 @@ class DetectionTask(Task):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         assert self.precision is not None
         images, targets = batch
-        self.precision.update(self(images), [int(target["image"]) for target in targets])
+        with small_masks(self.model):
+            found = self(images)
+        self.precision.update(found, [int(target["image"]) for target in targets])
 
     def on_validation_epoch_end(self) -> None:
         assert self.precision is not None
