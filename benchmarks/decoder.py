@@ -20,8 +20,8 @@ from torch.nn import functional
 import nmsparsity as nm
 from nmsparsity.bench import ENGINES, Benchmark, Row
 from nmsparsity.bench.engines import exported, quiet
+from nmsparsity.bench.error import error
 from nmsparsity.bench.flat import Flat
-from nmsparsity.bench.measure import error
 from nmsparsity.bench.memory import Footprint, footprint
 from nmsparsity.bench.progress import Progress
 from nmsparsity.bench.rounds import interleaved

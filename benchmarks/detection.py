@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ RESULTS = Path(__file__).parent / "results"
 RECIPES = {"bccd": "detection/bccd_{}", "nuclei": "segmentation/nuclei_{}"}
 METHODS = ("dense", "ste", "sr_ste", "fixed")
 PATTERNS = ("2:4", "1:4")
-ENGINES = ("torch", "onnxruntime")
+ENGINES = ("torch", "channels_last", "compile", "onnxruntime")
+FULL_SIZE, FULL_PATTERNS = (3, 320, 480), ("2:4", "1:4", "1:8", "1:16")
 
 
 @dataclass(frozen=True)
@@ -174,35 +177,54 @@ SHOWN = ("top1", "box_ap", "mask_ap")
 
 
 def measure_all(options: argparse.Namespace) -> None:
-    """Latency of the trained detectors of seed 0, each packed and dense, all engines in turns."""
-    from nmsparsity.bench import benchmark
-    from nmsparsity.tasks.detection.dataset import Detections
-    from nmsparsity.tasks.detection.predict import data_of, detector_of
+    """Latency as ``nmsparsity bench`` measures it: of the trained detectors of seed 0, packed and
+    dense, all engines in turns; then of a Faster R-CNN of full size with random weights."""
+    from nmsparsity.bench.subject import subject
 
+    if options.root:
+        os.environ["NMSPARSITY_DATA"] = options.root
     done = {line["key"] for line in read_lines(options.latency_results)}
     for line in read_lines(options.results):
         wanted = line["set"] and line["seed"] == 0 and line["method"] == "sr_ste"
-        if not wanted or line["key"] in done:
-            continue
-        model, _, config = detector_of(str(options.runs / line["key"] / "packed.safetensors"))
-        data = data_of(config, options.root).evaluation
-        image, _ = Detections(data, None, masks=False)[options.image]
-        found = benchmark(model, [image], against=ENGINES, rounds=options.rounds, threads=1)
-        append(
-            options.latency_results,
+        if wanted and line["key"] not in done:
+            about = subject(str(options.runs / line["key"] / "packed.safetensors"))
+            measure(about, {k: line[k] for k in ("key", "set", "pattern")}, (), options)
+    name = "detection/faster_rcnn"
+    if name not in done:
+        about = subject(name, FULL_SIZE)
+        measure(about, {"key": name, "set": "", "pattern": ""}, FULL_PATTERNS, options)
+
+
+def measure(
+    about: Any, names: dict[str, str], patterns: Sequence[str], options: argparse.Namespace
+) -> None:
+    """Append the line of one detector."""
+    from nmsparsity.bench import benchmark
+
+    inputs = about.batch(1)
+    found = benchmark(
+        about.model, inputs, patterns=patterns, against=ENGINES, rounds=options.rounds, threads=1
+    )
+    line = {
+        **names,
+        "image": list(inputs[0].shape),
+        "rows": [
             {
-                **{name: line[name] for name in ("key", "set", "pattern")},
-                "image": list(image.shape),
-                "rows": [
-                    {"name": row.name, "ms": 1e3 * row.times.median, "error": row.error}
-                    for row in found.rows
-                ],
-                "missing": dict(found.missing),
-                "layers": {name: its.summary for name, its in found.layers.items()},
-                "command": command(),
-            },
-        )
-        print(line["key"], found.summary, flush=True)
+                "name": row.name,
+                "packed": row.packed,
+                "ms": 1e3 * row.times.median,
+                "low": 1e3 * row.times.low,
+                "high": 1e3 * row.times.high,
+                "error": None if math.isnan(row.error) else row.error,
+            }
+            for row in found.rows
+        ],
+        "missing": dict(found.missing),
+        "layers": {name: its.summary for name, its in found.layers.items()},
+        "command": command(),
+    }
+    append(options.latency_results, line)
+    print(found, flush=True)
 
 
 def command() -> str:
@@ -230,7 +252,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/detection"), help="checkpoints")
     parser.add_argument("--results", type=Path, default=RESULTS / "detection.jsonl")
     parser.add_argument("--rounds", type=int, default=15, help="latency: turns of each engine")
-    parser.add_argument("--image", type=int, default=0, help="latency: of the validation split")
     parser.add_argument("--latency", action="store_true", help="measure what is trained")
     parser.add_argument("--report", action="store_true", help="write Markdown and plots only")
     parser.add_argument("--more", nargs=argparse.REMAINDER, default=[], help="for nmsparsity train")

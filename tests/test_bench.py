@@ -16,8 +16,8 @@ from torch.testing import assert_close
 import nmsparsity as nm
 from nmsparsity.bench import ENGINES, Benchmark, Row, memory
 from nmsparsity.bench.engines import exported, named
+from nmsparsity.bench.error import error
 from nmsparsity.bench.flat import Flat, call, tensors
-from nmsparsity.bench.measure import error
 from nmsparsity.bench.memory import Footprint, footprint
 from nmsparsity.bench.plot import plot_benchmarks
 from nmsparsity.bench.rounds import Times, interleaved

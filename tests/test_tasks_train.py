@@ -94,6 +94,15 @@ def test_a_run_leaves_its_configuration_history_and_result(tmp_path: Path) -> No
     assert {"epoch", "val/top1", "sparsity/sad", "seconds"} <= set(rows[0].split(","))
 
 
+def test_validations_are_in_the_rows_of_their_epochs_only(tmp_path: Path) -> None:
+    run = prepare(words(tmp_path, "--trainer.check_val_every_n_epoch", "2", epochs=3))
+    assert run.fit() is not None
+    rows = next(its for its in run.trainer.callbacks if isinstance(its, History)).rows
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert ["val/top1" in row for row in rows] == [False, True, False]
+    assert all("sparsity/sad" in row for row in rows)
+
+
 def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
     result = prepare(words(tmp_path)).fit()
     before = (tmp_path / "run" / "last.ckpt").stat().st_mtime_ns

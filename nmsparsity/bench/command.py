@@ -25,6 +25,8 @@ How fast a model is with packed N:M weights, beside dense engines, on this machi
   nmsparsity bench first.safetensors --batch 1 64      # a checkpoint or a packed file
   nmsparsity bench resnet50 --pattern 2:4 1:16         # what could be gained: random weights,
   nmsparsity bench timm/vit_small_patch16_224 --pattern 1:4     # pruned by magnitude
+  nmsparsity bench runs/cells --batch 4                # a detector: images of its validation split
+  nmsparsity bench detection/faster_rcnn --pattern 2:4 --input 3x320x480
   nmsparsity bench my.module:model --threads 1 --json found.json --plot found.png
 
 A function gives the model, or a pair of model and inputs (a tensor, a tuple, or a dict).
@@ -55,7 +57,7 @@ def run(words: Sequence[str]) -> list[Benchmark]:
         if path and not Path(path).absolute().parent.is_dir():
             raise FileNotFoundError(f"{path}: there is no folder {Path(path).parent}")
     about = subject(options.model, options.input)
-    if about.shape is None and options.batch is not None:
+    if not about.has_batches and options.batch is not None:
         raise ValueError(f"--batch: {options.model} came with its own inputs")
     found = []
     for size in options.batch or [1]:

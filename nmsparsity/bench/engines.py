@@ -82,7 +82,9 @@ class ChannelsLast(Engine):
     name = "channels_last"
 
     def start(self, model: nn.Module, inputs: Any, threads: int) -> Run:
-        inputs = last(inputs)
+        # A detector makes its batch of images itself.
+        if not (isinstance(inputs, list) and all(x.dim() == 3 for x in tensors(inputs))):
+            inputs = last(inputs)
         model = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return lambda: call(model, inputs)
 

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nmsparsity.bench.engines import ENGINES, Run, last
+from nmsparsity.bench.error import error
 from nmsparsity.bench.flat import call, tensors
 from nmsparsity.bench.memory import Footprint, footprint
 from nmsparsity.bench.progress import Progress
@@ -84,9 +85,16 @@ def benchmark(
         Row(row, row in work.layers, its, work.memory[row], work.errors[row])
         for row, its in times.items()
     ]
-    batch = tensors(inputs)[0].shape[0] if tensors(inputs)[0].dim() else 1
     title = name or type(unwrap(model)).__name__
-    return Benchmark(title, batch, threads, rounds, rows, work.missing, work.layers)
+    return Benchmark(title, _batch(inputs), threads, rounds, rows, work.missing, work.layers)
+
+
+def _batch(inputs: Any) -> int:
+    """How many at once: entries of a list, as detectors take images, else the first size."""
+    if isinstance(inputs, list):
+        return len(inputs)
+    first = tensors(inputs)[0]
+    return first.shape[0] if first.dim() else 1
 
 
 class _Work:
@@ -154,30 +162,6 @@ class _Work:
             return result
 
         return wait
-
-
-def error(given: Any, expected: Any) -> float:
-    """The largest difference of two outputs, relative to the largest that is expected.
-
-    >>> error([torch.tensor([1.0, 4.4])], torch.tensor([1.0, 4.0]))  # doctest: +ELLIPSIS
-    0.1...
-
-    Raises:
-        ValueError: when they are not as many tensors of the same shapes.
-    """
-    ours, theirs = (
-        [x.double() for x in tensors(value) if x.is_floating_point()] for value in (given, expected)
-    )
-    shapes = [[list(x.shape) for x in values] for values in (ours, theirs)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"outputs of shapes {shapes[0]}, dense torch has {shapes[1]}")
-    pairs = [(x, y) for x, y in zip(ours, theirs, strict=True) if x.numel()]
-    return max((_relative(x, y) for x, y in pairs), default=0.0)
-
-
-def _relative(x: Tensor, y: Tensor) -> float:
-    scale = float(y.abs().max())
-    return float((x - y).abs().max()) / (scale or 1.0)
 
 
 def _subjects(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -22,7 +23,7 @@ class Row:
         times: seconds of one run of the inputs.
         memory: by which the process grew.
         error: the largest difference from dense torch with the same weights, over all outputs,
-            relative to the largest output.
+            relative to the largest output; not a number where nothing could be compared.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Benchmark:
 
     Attributes:
         model: what was run, in words.
-        batch: the first size of the first input.
+        batch: the first size of the first input, or the entries of a list.
         threads: of every engine.
         rounds: turns that every engine had.
         rows: the engines that ran.
@@ -79,6 +80,7 @@ class Benchmark:
         for row, its in zip(said["rows"], self.rows, strict=True):
             row["median_ms"] = 1e3 * its.times.median
             row["speedup"] = self.speedup(its.name)
+            row["error"] = None if math.isnan(its.error) else its.error
         return json.dumps(said, indent=1)
 
     @property
@@ -106,7 +108,7 @@ class Benchmark:
             f"{self.batch / times.median:,.1f}",
             f"{self.speedup(row.name):.2f}",
             *("-" if size is None else f"{size / 1e6:,.1f}" for size in memory),
-            f"{row.error:.0e}",
+            "-" if math.isnan(row.error) else f"{row.error:.0e}",
         )
 
     def __str__(self) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nmsparsity.bench.detectors import PREFIX, is_detector, random_detector, trained_detector
 from nmsparsity.promises import declare
 from nmsparsity.sites import sites
 from nmsparsity.tasks.checkpoint import Checkpoint
@@ -29,15 +30,24 @@ class Subject:
         model: in eval mode.
         shape: of one input, without the batch; None where ``inputs`` are given.
         inputs: all arguments, where the model came with them.
+        image: of a detector, which takes a list of images: the image of a number.
     """
 
     name: str
     model: nn.Module
     shape: tuple[int, ...] | None = None
     inputs: Any = None
+    image: Callable[[int], Tensor] | None = None
+
+    @property
+    def has_batches(self) -> bool:
+        """Whether there are inputs of any number."""
+        return self.shape is not None or self.image is not None
 
     def batch(self, size: int) -> Any:
-        """Inputs: random numbers, the same at every call."""
+        """Inputs, the same at every call: random numbers, or images for a detector."""
+        if self.image is not None:
+            return [self.image(number) for number in range(size)]
         if self.shape is None:
             return self.inputs
         return torch.randn(size, *self.shape, generator=torch.Generator().manual_seed(0))
@@ -49,7 +59,8 @@ def subject(text: str, shape: tuple[int, ...] | None = None) -> Subject:
     Args:
         text: a run folder, checkpoint or packed file of this project's training; or
             ``package.module:function``; or a torchvision classifier (``resnet50``), a timm one
-            (``timm/vit_small_patch16_224``), a small ResNet: with random weights.
+            (``timm/vit_small_patch16_224``), a small ResNet, a detector on ResNet-50
+            (``detection/faster_rcnn``, ``mask_rcnn``, ``retinanet``, ``fcos``): random weights.
         shape: of one input, without the batch, instead of what is known.
 
     Raises:
@@ -58,6 +69,9 @@ def subject(text: str, shape: tuple[int, ...] | None = None) -> Subject:
     """
     if Path(text).exists():
         return _of_file(text, shape)
+    if text.startswith(PREFIX):
+        name, detector, image = random_detector(text, shape)
+        return Subject(name, detector, image=image)
     if ("/" in text and not text.startswith("timm/")) or text.endswith((".ckpt", ".safetensors")):
         raise FileNotFoundError(f"{text}: no such file or run folder")
     if ":" in text:
@@ -69,6 +83,9 @@ def subject(text: str, shape: tuple[int, ...] | None = None) -> Subject:
 def _of_file(path: str, shape: tuple[int, ...] | None) -> Subject:
     checkpoint = Checkpoint.read(path)
     config = checkpoint.config or {}
+    if is_detector(config):
+        found, detector, image = trained_detector(path, shape)
+        return Subject(found, detector, image=image)
     task = config.get("task", {})
     name = task.get("model")
     if not isinstance(name, str) or config.get("kind", DEFAULT) != DEFAULT:

@@ -15,7 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 class History(Callback):
     """Collects one row per epoch and writes all of them as CSV; travels in the checkpoints.
 
-    A row has ``epoch``, ``step``, whatever was logged (``val/top1``, ``sparsity/sad``, ...), and
+    A row has ``epoch``, ``step``, whatever was logged (``val/top1``, ``sparsity/sad``, ...; numbers
+    of ``val/`` only where the epoch had a validation), and
     ``seconds`` and ``cpu_seconds`` of this process spent on training alone, without validation,
     since the start of the fit. It must come after the callbacks whose numbers it is to see.
 
@@ -31,9 +32,11 @@ class History(Callback):
         self.rows: list[dict[str, float]] = []
         self._seconds = self._cpu = 0.0
         self._since: tuple[float, float] | None = None
+        self._validated = False
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clock."""
+        self._validated = False
         self._since = (time.perf_counter(), time.process_time())
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -44,6 +47,7 @@ class History(Callback):
         """Start the clock again, if there is more of the epoch to come."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             self._since = (time.perf_counter(), time.process_time())
+            self._validated = True
 
     def _stop(self) -> None:
         if self._since is not None:
@@ -54,7 +58,12 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Add the epoch's row."""
         self._stop()
-        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # Lightning keeps those of earlier epochs.
+        logged = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self._validated or not name.startswith("val/")
+        }
         self.rows.append(
             {
                 "epoch": trainer.current_epoch + 1,

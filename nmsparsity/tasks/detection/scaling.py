@@ -33,11 +33,15 @@ class Scaling(GeneralizedRCNNTransform):  # type: ignore[misc]
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """The image in the network's size."""
-        if self.keep_size:
-            return image, target
-        resized: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target)
-        return resized
+        """The image in the network's size, then normalised: that is a quarter of the pixels where
+        torchvision, which normalises first, has all of them. Both are linear, and commute."""
+        if not self.keep_size:
+            image, target = super().resize(image, target)
+        return super().normalize(image), target
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Left to `resize`."""
+        return image
 
     def postprocess(
         self,
