@@ -91,14 +91,14 @@ def test_augmentation_does_not_depend_on_the_number_of_workers() -> None:
 
 
 @given(
-    count=st.integers(1, 60),
+    count=st.integers(5, 60),
     size=st.integers(1, 9),
     world=st.integers(1, 5),
 )
 def test_evaluation_sees_every_image_once_over_all_processes(count, size, world) -> None:
     with pytest.MonkeyPatch.context() as patch:
         seen: list[int] = []
-        for rank in range(min(world, count)):
+        for rank in range(world):
             patch.setattr(batches, "rank_and_world", lambda rank=rank: (rank, world))
             loader = memory(count, size, train=False)
             plan = loader.plan()
@@ -123,3 +123,15 @@ def test_training_gives_all_processes_as_many_full_batches(count, world) -> None
 def test_more_than_there_is() -> None:
     with pytest.raises(ValueError, match="batch_size 41 on each of 1 processes: more than the 40"):
         memory(size=41)
+
+
+@LOADERS
+@pytest.mark.parametrize("rank", [0, 1])
+def test_fewer_images_than_processes_is_an_error_on_all_of_them(
+    make, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else those that have an image would wait for those that have none, and ended."""
+    monkeypatch.setattr(batches, "rank_and_world", lambda: (rank, 2))
+    assert len(make(count=3, train=False)) == 1
+    with pytest.raises(ValueError, match="1 images to evaluate on 2 processes"):
+        make(count=1, train=False)

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -213,6 +215,25 @@ def test_sigterm_and_the_same_command_again_is_bit_identical(step: int, tmp_path
     assert resumed.task.results == whole.task.results
 
 
+def test_kill_9_and_the_same_command_again_is_bit_identical(tmp_path: Path) -> None:
+    whole = prepare(words(tmp_path, run="whole"))
+    whole.fit()
+    command = [sys.executable, "-m", "nmsparsity", "train", *words(tmp_path)]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "run" / "last.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "run" / "result.json").exists(), "killed before its end"
+    resumed = prepare(words(tmp_path))
+    assert resumed.resume is not None
+    resumed.fit()
+    assert_same_bits(whole, resumed)
+    assert resumed.task.results == whole.task.results
+
+
 class Losses(Callback):
     """Writes the loss of every step on every process."""
 
@@ -269,6 +290,22 @@ def test_two_processes_have_the_loss_of_one(model: str, tmp_path: Path) -> None:
     assert got == pytest.approx(want, rel=1e-4)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["images"] == 5
+
+
+def test_synchronised_norms_on_one_process_are_batch_norms(tmp_path: Path) -> None:
+    runs = []
+    for norm in ("batch", "sync"):
+        more = ["--task.backbone.norm", norm, "--trainer.max_epochs", "1"]
+        runs.append(prepare(words(tmp_path, *more, run=norm)))
+        assert runs[-1].fit() is not None
+    assert_same_bits(*runs)
+
+
+def test_synchronised_norms_on_cpu_processes_end_before_training(tmp_path: Path) -> None:
+    run = prepare(words(tmp_path, "--task.backbone.norm", "sync"))
+    run.task._trainer = SimpleNamespace(world_size=2)
+    with pytest.raises(ValueError, match=r"SyncBatchNorm runs on GPUs only.* use batch"):
+        run.task.setup("fit")
 
 
 def test_a_training_learns(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ class Batches(ABC):
     augmentation must depend on nothing else either: then an epoch that was stopped in the middle
     goes on as if nothing had happened (Lightning keeps `state_dict` in its checkpoints). All
     processes get the same number of full batches. When evaluating, every image comes exactly once
-    over all processes: none is repeated to make shares equal.
+    over all processes: none is repeated to make shares equal, so some have a batch less. (That is
+    no trouble: under DDP only the first forward without gradients talks to other processes.)
 
     Args:
         count: number of images.
@@ -44,7 +45,7 @@ class Batches(ABC):
         seed: of order and augmentation.
 
     Raises:
-        ValueError: if training has not one full batch.
+        ValueError: if training has not one full batch, or evaluation not one image a process.
     """
 
     batch_sampler = None  # Lightning asks for it on everything that has a sampler.
@@ -52,10 +53,17 @@ class Batches(ABC):
     def __init__(self, count: int, batch_size: int, *, train: bool, seed: int = 0) -> None:
         self.count, self.batch_size, self.train, self.seed = count, batch_size, train, seed
         self.epoch = self._next = 0
-        if len(self) == 0:
+        world = rank_and_world()[1]
+        if train and len(self) == 0:
             raise ValueError(
-                f"batch_size {batch_size} on each of {rank_and_world()[1]} processes: more than "
+                f"batch_size {batch_size} on each of {world} processes: more than "
                 f"the {count} images there are; choose a smaller one"
+            )
+        # The same answer on all processes, else those with a share would wait for the others.
+        if not train and count < world:
+            raise ValueError(
+                f"{count} images to evaluate on {world} processes: want one for each at least; "
+                "take more images or fewer processes"
             )
 
     @property

@@ -105,8 +105,18 @@ class DetectionTask(Task):
         return [Gallery()]
 
     def setup(self, stage: str) -> None:
-        """Load the backbone, or the whole detector, to start from."""
+        """Load the backbone, or the whole detector, to start from.
+
+        Raises:
+            ValueError: for ``norm: sync`` on several processes without GPUs.
+        """
         if stage == "fit":
+            several = self.trainer.world_size > 1 and self.device.type == "cpu"
+            if several and self.backbone.norm == "sync":
+                raise ValueError(
+                    "backbone.norm sync: torch's SyncBatchNorm runs on GPUs only; with several "
+                    "processes on a CPU use batch (each normalises its own images) or frozen"
+                )
             self.backbone.load(self.model.backbone)  # type: ignore[arg-type]
         super().setup(stage)
 
