@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +21,8 @@ from nmsparsity.tasks.detection.data import DetectionData, SegmentationData
 from nmsparsity.tasks.detection.dataset import Detections
 from nmsparsity.tasks.detection.loader import by_shape
 from nmsparsity.tasks.detection.masks import decode, encode, encode_small
+from nmsparsity.tasks.detection.outlines import read_runs
+from nmsparsity.tasks.detection.pixels import read_image
 from nmsparsity.tasks.roots import MissingDataError
 from tests.coco_images import edit, write_coco
 
@@ -26,6 +30,10 @@ from tests.coco_images import edit, write_coco
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_coco(tmp_path / "set")
+
+
+def polygon(x: float):
+    return lambda c: c["annotations"][0].update(segmentation=[[0, 0, x, 9, 3, 3]])
 
 
 def read(folder: Path, split: str = "train", **options):
@@ -65,6 +73,36 @@ def test_what_a_json_holds(folder: Path) -> None:
             lambda c: c["annotations"][0].update(segmentation={"size": [9, 9], "counts": "0"}),
             r"annotation 10 has a mask of \[height, width\] \[9, 9\], its image is \[64, 96\]",
         ),
+        (
+            lambda c: c["annotations"][0].update(segmentation={"size": [64, 96], "counts": [9, 9]}),
+            "annotation 10 has a mask of 18 pixels, its image has 6144; mend",
+        ),
+        (
+            lambda c: c["annotations"][0].update(segmentation={"size": [64, 96], "counts": "06"}),
+            "annotation 10 has a mask of 6 pixels",
+        ),
+        (
+            lambda c: c["annotations"][0].update(segmentation={"size": [64, 96], "counts": [-1]}),
+            "a mask whose counts are no run lengths",
+        ),
+        (lambda c: c["annotations"][0].update(segmentation="x"), "segmentation 'x': want polygons"),
+        (polygon(float("nan")), "annotation 10 has a polygon with coordinates that are no numbers"),
+        (
+            polygon(1e30),
+            r"annotation 10 has a polygon that reaches far out of its image \(0, 1e\+30",
+        ),
+        (
+            lambda c: c["annotations"][0].update(bbox=[float("nan"), 0, 5, 5]),
+            r"annotation 10 has the bbox \[nan, 0, 5, 5\]",
+        ),
+        (lambda c: c["annotations"][0].update(bbox="four"), "annotation 10 has the bbox four"),
+        (
+            lambda c: c["annotations"][0].update(area=float("inf")),
+            "annotation 10 has the area inf",
+        ),
+        (lambda c: c["images"][0].update(id="a"), r"images\[0\] has the id 'a': want a whole"),
+        (lambda c: c["images"][0].update(width=96.5), r"images\[0\] has the width 96.5: want a"),
+        (lambda c: c["annotations"].insert(0, [1]), r"annotations\[0\] is \[1\]: want an object"),
         (lambda c: c["images"][0].pop("width"), r"images\[0\] has no width"),
         (lambda c: c.pop("categories"), "no COCO json"),
     ],
@@ -148,6 +186,16 @@ def test_masks_of_polygons_run_lengths_and_back() -> None:
     assert torch.equal(decode({"size": [5, 6], "counts": [6, 2, 3, 2, 3, 2, 12]}, 5, 6), expected)
 
 
+def test_run_lengths_are_read_as_they_are_written() -> None:
+    torch.manual_seed(0)
+    masks = torch.rand(20, 40, 30) < torch.linspace(0, 1, 20)[:, None, None]
+    for mask, its in zip(masks, encode(masks), strict=True):
+        columns = mask.T.flatten().int()
+        ends = torch.cat([torch.tensor([0]), columns]).diff().nonzero()[:, 0].tolist()
+        places = [0, *ends, 1200]
+        assert read_runs(its["counts"]) == [b - a for a, b in pairwise(places)]
+
+
 def test_small_masks_are_those_torchvision_pastes() -> None:
     torch.manual_seed(0)
     masks, corners = torch.rand(60, 1, 28, 28), torch.rand(60, 2) * torch.tensor([50.0, 37.0])
@@ -207,6 +255,32 @@ def test_flip_by_hand() -> None:
         flipped = torch.equal(out, image.flip(2))
         expected = [7.0, 2.0, 9.0, 5.0] if flipped else [1.0, 2.0, 3.0, 5.0]
         assert target["boxes"].tolist() == [expected]
+
+
+def test_sixteen_bits_keep_the_upper_eight(tmp_path: Path) -> None:
+    deep = np.array([[0, 255, 256, 1000, 30_000, 65_535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png")[:, 0].tolist() == [[0, 0, 1, 3, 117, 255]] * 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_every_mode_of_image_is_read(mode: str, tmp_path: Path) -> None:
+    file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.new("RGB", (5, 4), "white").convert(mode).save(file)
+    assert read_image(file).tolist() == torch.full((3, 4, 5), 255).tolist()
+
+
+def test_images_that_cannot_be_read_are_named(folder: Path) -> None:
+    file = folder / "train" / "0.png"
+    Image.new("F", (96, 64)).save(file.with_suffix(".tif"))
+    with pytest.raises(ValueError, match=r"0\.tif has pixels of mode 'F'.*want 8 or 16 bits"):
+        read_image(file.with_suffix(".tif"))
+    edit(folder / "instances_train.json", lambda c: c["images"][0].update(file_name="0.tif"))
+    with pytest.raises(ValueError, match=r"0\.tif has pixels of mode 'F'"):
+        read(folder)
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(OSError, match=r"0\.png: not to be read as an image \("):
+        read_image(file)
 
 
 def test_grey_images_become_colour(folder: Path) -> None:

@@ -19,8 +19,8 @@ from torch.testing import assert_close
 
 import nmsparsity as nm
 from nmsparsity import cli
-from nmsparsity.tasks.detection.dataset import read_image
 from nmsparsity.tasks.detection.draw import draw
+from nmsparsity.tasks.detection.pixels import read_image
 from nmsparsity.tasks.detection.predict import data_of, detector_of
 from nmsparsity.tasks.evaluate import evaluate
 from nmsparsity.tasks.train import Run, prepare

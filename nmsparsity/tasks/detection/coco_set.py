@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
-Segmentation: TypeAlias = list[list[float]] | dict[str, Any]
+from nmsparsity.tasks.detection.outlines import Segmentation, is_number, why_no_mask
+from nmsparsity.tasks.detection.pixels import unknown_range
+
 Missing = Literal["error", "skip"]
+_TEXTS = ("file_name", "name")
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,16 @@ def _load(file: Path) -> dict[str, Any]:
     }
     for key, names in fields.items():
         for number, entry in enumerate(content[key]):
+            place = f"{file}: {key}[{number}]"
+            if not isinstance(entry, dict):
+                raise ValueError(
+                    f"{place} is {entry!r:.50}: want an object with {', '.join(names)}"
+                )
             if lacking := [name for name in names if name not in entry]:
-                raise ValueError(f"{file}: {key}[{number}] has no {', '.join(lacking)}")
+                raise ValueError(f"{place} has no {', '.join(lacking)}")
+            for name in names:
+                if name not in _TEXTS and type(entry[name]) is not int:
+                    raise ValueError(f"{place} has the {name} {entry[name]!r}: want a whole number")
     return content
 
 
@@ -192,14 +203,16 @@ def _check_sizes(file: Path, images: Path, records: Iterable[Mapping[str, Any]])
 
     wrong = []
     for record in records:
-        size = (record["width"], record["height"])
+        size, name = (record["width"], record["height"]), record["file_name"]
         try:
-            with Image.open(images / record["file_name"]) as image:
+            with Image.open(images / name) as image:
                 real: object = image.size
+                if why := unknown_range(image):
+                    raise ValueError(f"{images / name} {why}")
         except UnidentifiedImageError:
             real = "no image"
         if real != size:
-            wrong.append(f"{record['file_name']} is {real}, the json says {size}")
+            wrong.append(f"{name} is {real}, the json says {size}")
     _refuse(file, "images are not of the size the json says", wrong)
 
 
@@ -213,12 +226,9 @@ def _object(
     """The object of an annotation; None, and a line in ``skipped``, if there is nothing of it."""
     where, size = f"annotation {note['id']}", (record["width"], record["height"])
     segmentation = note.get("segmentation") or None
-    if segmentation is not None:
-        _check_mask(file, where, segmentation, size)
-    box = note.get("bbox")
-    if box is None or len(box) != 4:
-        raise ValueError(f"{file}: {where} has the bbox {box}: want [left, top, width, height]")
-    left, top, width, height = map(float, box)
+    if segmentation is not None and (why := why_no_mask(segmentation, *size)):
+        raise ValueError(f"{file}: {where} has {why}; mend the json")
+    left, top, width, height = _box(file, where, note.get("bbox"))
     if not (width > 0 and height > 0):
         skipped.append(("box without area", where))
         return None
@@ -231,18 +241,13 @@ def _object(
     if max(over) > 0.02:
         skipped.append(("box over the border (clipped)", where))
     crowd = bool(note.get("iscrowd", 0))
-    area = float(note.get("area", width * height))
-    return Object(labels[note["category_id"]], inside, area, crowd, segmentation)
+    area = note.get("area", width * height)
+    if not is_number(area):
+        raise ValueError(f"{file}: {where} has the area {area!r}: want a number")
+    return Object(labels[note["category_id"]], inside, float(area), crowd, segmentation)
 
 
-def _check_mask(file: Path, where: str, segmentation: Any, size: tuple[int, int]) -> None:
-    if isinstance(segmentation, Mapping):
-        if list(segmentation.get("size", ())) != [size[1], size[0]]:
-            raise ValueError(
-                f"{file}: {where} has a mask of [height, width] {segmentation.get('size')}, its "
-                f"image is {[size[1], size[0]]}; mend the json"
-            )
-    elif not all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
-        raise ValueError(
-            f"{file}: {where} has a polygon that is no list of three or more x, y pairs"
-        )
+def _box(file: Path, where: str, box: Any) -> list[float]:
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
+        raise ValueError(f"{file}: {where} has the bbox {box}: want [left, top, width, height]")
+    return [float(value) for value in box]

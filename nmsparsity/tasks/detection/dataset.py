@@ -16,6 +16,7 @@ from nmsparsity.tasks.batches import draw_seed
 from nmsparsity.tasks.detection.augment import Augmentation
 from nmsparsity.tasks.detection.coco_set import CocoSet, Object, Photo
 from nmsparsity.tasks.detection.masks import decode_all
+from nmsparsity.tasks.detection.pixels import read_image
 
 Target: TypeAlias = dict[str, Tensor]
 Batch: TypeAlias = tuple[list[Tensor], list[Target]]
@@ -61,15 +62,6 @@ class Detections(Dataset[tuple[Tensor, Target]]):
             image, target = self.augmentation(image, target, masks)
         plain = {name: value.as_subclass(Tensor) for name, value in target.items()}
         return _scaled(image), {**plain, "image": torch.tensor(index)}
-
-
-def read_image(path: Any) -> Tensor:
-    """An image file as uint8 ``[3, height, width]``; grey and palettes become RGB."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        pixels: Tensor = tv_tensors.Image(functional.pil_to_tensor(image.convert("RGB")))
-    return pixels
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> Batch:

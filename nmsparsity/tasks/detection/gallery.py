@@ -13,8 +13,9 @@ from torch import Tensor
 
 from nmsparsity.plots import plot_history
 from nmsparsity.tasks.detection.coco_set import CocoSet
-from nmsparsity.tasks.detection.dataset import Detections, read_image, truth, truth_masks
+from nmsparsity.tasks.detection.dataset import Detections, truth, truth_masks
 from nmsparsity.tasks.detection.draw import draw, save_image, side_by_side
+from nmsparsity.tasks.detection.pixels import read_image
 from nmsparsity.tasks.history import History
 from nmsparsity.tasks.run_folder import RunFolder
 

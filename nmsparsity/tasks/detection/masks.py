@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
 
-from nmsparsity.tasks.detection.coco_set import Segmentation
+from nmsparsity.tasks.detection.outlines import Segmentation
 
 
 def decode(segmentation: Segmentation, height: int, width: int) -> Tensor:

@@ -15,9 +15,9 @@ from torchvision.transforms.v2 import functional
 
 from nmsparsity.tasks.checkpoint import Checkpoint
 from nmsparsity.tasks.detection.data import DetectionData
-from nmsparsity.tasks.detection.dataset import read_image
 from nmsparsity.tasks.detection.draw import draw, save_image, side_by_side
 from nmsparsity.tasks.detection.gallery import grid, write_results
+from nmsparsity.tasks.detection.pixels import read_image
 from nmsparsity.tasks.detection.precision import as_results
 from nmsparsity.tasks.detection.task import CATEGORIES
 from nmsparsity.tasks.kinds import kind
