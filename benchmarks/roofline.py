@@ -83,8 +83,8 @@ def picture(found: dict[str, Any], limits: dict[str, float], path: Path, title: 
     axes = figure.subplots()
     low, high = 0.1, 1000.0
     axes.plot([low, high], 2 * [limits["gflops"]], "k", label="multiply-add in registers")
-    bound = min(limits["gflops"], 0.5 * limits["L1"])
-    axes.plot([low, high], 2 * [bound], "k--", label="one load from L1 for each")
+    for kind, style in (("looked up", "--"), ("permuted", "-.")):
+        axes.plot([low, high], 2 * [limits[kind]], "k", linestyle=style, label=f"operands {kind}")
     for level, style in zip(LEVELS, ((0, (1, 1)), ":", "-.", "-"), strict=True):
         x = [low, limits["gflops"] / limits[level]]
         roof = [limits[level] * value for value in x]
@@ -150,8 +150,11 @@ def main() -> None:
     lines = [
         f"# How near the packed kernels come to the processor, {asked.threads} thread(s)",
         "",
-        f"Measured limits: {limits['gflops']:.0f} GFLOP/s of multiply-adds in registers; bytes "
-        f"read in GB/s: {roofs}.",
+        f"Measured limits: {limits['gflops']:.0f} GFLOP/s of multiply-adds in registers, "
+        f"{limits['cached']:.0f} with one operand from the first cache, {limits['looked up']:.0f} "
+        "where every ten of these begin at an address that is loaded (columns of pixels do "
+        f"that), {limits['permuted']:.0f} with a permutation for each (tokens do). Bytes read in "
+        f"GB/s: {roofs}.",
         "",
         f"![{title}]({image.name})",
         "",

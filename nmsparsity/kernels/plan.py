@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nmsparsity.kernels.timing import Others
 from nmsparsity.native import isa
 from nmsparsity.native.library import multiply
 from nmsparsity.native.product import COLUMNS, TOKENS, WINDOW, Product
@@ -17,6 +18,7 @@ _INPUTS = 24576  # what inputs may take of it where the weights stream through
 _WORTH_MEASURING = 2_000_000  # multiply-adds; below that the first plan is as good
 _ROUNDS = 3
 _HOPELESS = 1.25  # times the fastest: not worth another round
+_BETWEEN = 4 * 2**20  # bytes that other layers take of the caches between two calls, at least
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,10 @@ def rounded(size: int) -> int:
 def _fastest(tried: list[Plan], product: Product) -> Plan:
     """The one with the lowest median; they take turns, so that a disturbance meets all."""
     times: dict[Plan, list[float]] = {plan: [] for plan in tried}
+    others = Others(_BETWEEN * product.threads)
     for _ in range(_ROUNDS):
         for plan in tried:
+            others.run()
             times[plan].append(_seconds(plan, product))
         limit = _HOPELESS * min(min(times[plan]) for plan in tried)
         tried = [plan for plan in tried if min(times[plan]) <= limit]
