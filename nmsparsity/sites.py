@@ -81,13 +81,20 @@ def sites(model: nn.Module) -> list[Site]:
 
 
 def unfit(model: nn.Module) -> list[Unfit]:
-    """The model's other weights of two dimensions or more, each with the reason."""
+    """The model's other weights of two dimensions or more, each with the reason.
+
+    The class of a layer may give one for its weight: ``why_unfit``.
+    """
     return [found for found in _scan(model) if isinstance(found, Unfit)]
 
 
 def _scan(model: nn.Module) -> Iterator[Site | Unfit]:
     modules = dict(unwrap(model).named_modules())
     for module_name, module in modules.items():
+        if why := getattr(type(module), "why_unfit", ""):
+            name = _join(canonical(module_name), "weight")
+            yield Unfit(name, tuple(module.weight.shape), why)  # type: ignore[union-attr, operator]
+            continue
         places, parents = _places(module), _parents(module_name, modules)
         for attribute, layout in places.items():
             yield from _look(canonical(module_name), module, attribute, layout, parents)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import nmsparsity as nm
-from nmsparsity.bench import ENGINES, Benchmark, Row, memory
+from nmsparsity.bench import ENGINES, Benchmark, Row, memory, rounds
 from nmsparsity.bench.engines import exported, named
 from nmsparsity.bench.error import error
 from nmsparsity.bench.flat import Flat, call, tensors
@@ -45,30 +44,45 @@ def engine(name: str) -> Any:
     return ENGINES[name]
 
 
-def test_turns_alternate_and_warm_up_is_not_counted() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that have passed: a test lets them pass."""
+    now = [0.0]
+    monkeypatch.setattr(rounds, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_turns_alternate_and_warm_up_is_not_counted(clock: list[float]) -> None:
     calls: list[str] = []
 
-    def slow(name: str) -> Callable[[], None]:
+    def lasting(name: str, seconds: float) -> Callable[[], None]:
         def run() -> None:
             calls.append(name)
-            time.sleep(3e-3)  # Longer than the least length of a turn: it is not repeated.
+            clock[0] += seconds
 
         return run
 
     ticks: list[str] = []
-    times = interleaved({"a": slow("a"), "b": slow("b")}, 3, ticks.append)
-    assert calls == ["a", "a", "b", "b", *"ababab"]
+    # Both last longer than the least length of a turn: they are not repeated.
+    times = interleaved({"a": lasting("a", 3e-3), "b": lasting("b", 1.0)}, 3, ticks.append)
+    assert calls == [*"aaaa", *"bb", *"ababab"]
     assert ticks == list("ababab")
-    assert all(len(its.turns) == 3 and min(its.turns) > 2e-3 for its in times.values())
+    assert times["a"].turns == pytest.approx([3e-3] * 3)
     with pytest.raises(ValueError, match="rounds 0: want 1 or more"):
         interleaved({"a": int}, 0)
 
 
-def test_short_calls_are_repeated_within_their_turn() -> None:
+@pytest.mark.parametrize("disturbed", [2, 3, 4])
+def test_short_calls_are_repeated_within_their_turn(clock: list[float], disturbed: int) -> None:
     calls: list[int] = []
-    (its,) = interleaved({"a": lambda: calls.append(1)}, 2).values()
-    assert len(calls) > 100
-    assert its.median < 1e-3
+
+    def run() -> None:
+        calls.append(1)
+        clock[0] += 5e-3 if len(calls) == disturbed else 1e-5
+
+    (its,) = interleaved({"a": run}, 2).values()
+    assert len(calls) == pytest.approx(4 + 2 * 200, abs=2)
+    assert its.turns == pytest.approx([1e-5] * 2)
 
 
 def test_quartiles_by_hand() -> None:

@@ -25,6 +25,8 @@ def pair():
     return alone(), {"input": torch.ones(3, 8)}
 def number():
     return 3
+def wrong():
+    raise ValueError("want 7, got 8")
 """
 
 
@@ -92,6 +94,7 @@ def test_names_and_functions(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         (["nothing.safetensors"], "nothing.safetensors: no such file"),
         (["resnet51"], "did you mean 'resnet"),
         (["bench_mine:nothing"], "want 'package.module:function' on the Python path"),
+        (["bench_mine:wrong"], "nmsparsity bench: want 7, got 8\n"),
         (["bench_mine:number", "--input", "8"], "want a torch.nn.Module or a pair"),
         (["bench_mine:alone"], "came without inputs: give --input"),
         (["bench_mine:pair", "--batch", "4"], "came with its own inputs"),

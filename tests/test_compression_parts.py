@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -88,6 +89,19 @@ def test_decompress_takes_models_with_packed_layers_of_any_origin() -> None:
     model = nn.Sequential(pack(plain, Pattern(2, 4), "fc"))
     assert_close(nm.decompress(model)[0].weight, plain.weight, rtol=0, atol=0)
     assert isinstance(model[0], PackedLinear)
+
+
+def test_packed_layers_are_not_packed_pruned_or_trained_again() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    nm.prune(model, "2:4", include="*")
+    packed = nm.compress(model, backend="reference")
+    with pytest.raises(ValueError, match="this Sequential has packed layers already: nms"):
+        nm.compress(packed)
+    with pytest.raises(ValueError, match="can be 1:4: 2 x it is packed: nms"):
+        nm.prune(packed, "1:4", include="*")
+    rows = nm.verify(packed).rows
+    assert [(row.name, row.shape) for row in rows] == [("0.weight", (8, 8)), ("1.weight", (8, 8))]
+    assert all("it is packed" in row.reason for row in rows)
 
 
 def test_a_wrapped_model_is_unwrapped() -> None:

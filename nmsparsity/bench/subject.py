@@ -140,12 +140,13 @@ def _of_data(path: Path, data: Mapping[str, Any], channels: int) -> tuple[int, .
 def _of_function(text: str, shape: tuple[int, ...] | None) -> Subject:
     module, _, function = text.partition(":")
     try:
-        made = getattr(import_module(module), function)()
+        make = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"model {text!r}: {error}; want 'package.module:function' on the Python path "
             "(PYTHONPATH=. for a module in this folder)"
         ) from error
+    made = make()
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ValueError(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from nmsparsity.layers import PackedLayer
 from nmsparsity.layers.attention import why_closed
 from nmsparsity.layers.packing import why_no_device, why_not
 from nmsparsity.packed.infer import shown
@@ -26,8 +27,13 @@ def eligible(model: nn.Module, include: Rules, exclude: Rules) -> Selection:
     its zeros show. A dense weight shows none.
 
     Raises:
-        ValueError: when no weight of the model is N:M, and for rules that match nothing.
+        ValueError: when no weight of the model is N:M, for a model with packed layers, and for
+            rules that match nothing.
     """
+    if any(isinstance(module, PackedLayer) for module in model.modules()):
+        raise ValueError(
+            f"this {type(model).__name__} has packed layers already: nmsparsity.decompress it first"
+        )
     found = {site.name: site for site in sites(model)}
     known = declared()
     seen = {name: _pattern(site, known) for name, site in found.items()}

@@ -40,6 +40,7 @@ class PackedLayer(nn.Module):
         ValueError: naming the layer, when the kernel refuses it.
     """
 
+    why_unfit = "it is packed: nmsparsity.decompress gives a model with plain layers"
     problem: Problem
     kernel_name: str
 
