@@ -75,7 +75,7 @@ def measure(name: str, patterns: list[str], threads: int, rounds: int) -> Benchm
     if make is None:
         return decoder.benchmark(patterns, threads, rounds)
     model, x = make()
-    return nm.benchmark(model, x, patterns=patterns, threads=threads, rounds=rounds)
+    return nm.benchmark(model, x, patterns=patterns, threads=threads, rounds=rounds, micro_batch=1)
 
 
 def facts(found: Benchmark) -> dict[str, Any]:
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="models whose name has this in it")
     parser.add_argument("--out", type=Path, help="default: results/models-THREADS.md")
     asked = parser.parse_args()
+    nm.keep_memory()
     folder = tempfile.TemporaryDirectory()
     os.environ["XDG_CACHE_HOME"] = folder.name  # Kernels are chosen anew, by this run's times.
     out = asked.out or RESULTS / f"models-{asked.threads}.md"
@@ -138,7 +139,9 @@ def main() -> None:
         f"Medians of {asked.rounds} rounds and the middle half of them, all engines in turn in one "
         "process. `error`: against dense torch with the same weights, relative to the largest "
         "output. `bytes`: of the N:M weights, as held over dense. `dense`: of these, layers "
-        "for which dense torch was faster. `compile` is torch.compile with frozen weights. The "
+        "for which dense torch was faster. `1 at a time`: nm.MicroBatches. `compile` is "
+        "torch.compile with frozen weights. Freed memory stays with the process, for all engines "
+        "(nm.keep_memory). The "
         "decoder's scores share the dense weight of its words, as GPT-2's do, and stay dense: a "
         "third of all that a token reads.",
     ]

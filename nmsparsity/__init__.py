@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nmsparsity.layout import Layout
     from nmsparsity.memory import keep_memory
     from nmsparsity.methods import Method, method
+    from nmsparsity.micro_batches import MicroBatches
     from nmsparsity.packed import PackedWeight, load, save
     from nmsparsity.pattern import Pattern
     from nmsparsity.pruning import prune
@@ -24,6 +25,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "Layout",
     "Method",
+    "MicroBatches",
     "PackedWeight",
     "Pattern",
     "Report",
@@ -45,6 +47,7 @@ __all__ = [
 _HOME = {
     "Layout": "layout",
     "Method": "methods",
+    "MicroBatches": "micro_batches",
     "PackedWeight": "packed",
     "Pattern": "pattern",
     "Report": "report",

@@ -188,6 +188,16 @@ def test_patterns_and_both_memory_formats() -> None:
         assert word in str(found)
 
 
+def test_a_few_entries_at_a_time() -> None:
+    model, x = images()
+    found = nm.benchmark(model, x, patterns="2:4", against=[], rounds=1, micro_batch=1)
+    assert [row.name for row in found.rows] == ["torch", "2:4", "2:4, 1 at a time"]
+    assert found["2:4, 1 at a time"].error < 1e-5
+    assert found["2:4, 1 at a time"].packed
+    whole = nm.benchmark(model, x, patterns="2:4", against=[], rounds=1, micro_batch=2)
+    assert [row.name for row in whole.rows] == ["torch", "2:4"]
+
+
 def test_errors_are_against_the_same_weights() -> None:
     """Pruned weights give another result than the model's own, which is no error of ours."""
     model, x = images()

@@ -16,7 +16,7 @@ import nmsparsity
 ROOT = Path(nmsparsity.__file__).parent
 FACE = "nmsparsity"
 FLOORS = [
-    {"registry", "layout", "table", "native", "optimizers", "memory"},
+    {"registry", "layout", "table", "native", "optimizers", "memory", "micro_batches"},
     {"pattern"},
     {"sites", "shards", "masks", "promises", "second_moments", "methods"},
     {"exceptions", "targets"},

@@ -70,6 +70,7 @@ def run(words: Sequence[str]) -> list[Benchmark]:
                 threads=options.threads,
                 rounds=options.rounds,
                 backend=options.backend,
+                micro_batch=options.micro_batch,
                 name=about.name,
             )
         )
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--input", type=_shape, metavar="SHAPE", help="of one input without the batch: 3x224x224")
     add("--rounds", type=_positive, default=15, metavar="N", help="turns each; default: 15")
     add("--backend", default="auto", help="a kernel by name instead of the fastest")
+    add("--micro-batch", type=_positive, metavar="N", help="packed, N at a time too: MicroBatches")
     add("--json", metavar="FILE", help="write all that was found")
     add("--plot", metavar="FILE", help="draw it (.png, .svg, .pdf; needs matplotlib)")
     return parser

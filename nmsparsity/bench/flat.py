@@ -25,6 +25,16 @@ def tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
+def first(value: Any, count: int) -> Any:
+    """The first entries of every tensor in a value.
+
+    >>> import torch
+    >>> first({"a": torch.ones(5, 2), "b": 3}, 2)["a"].shape
+    torch.Size([2, 2])
+    """
+    return _pytree.tree_map(lambda x: x[:count] if isinstance(x, Tensor) else x, value)
+
+
 class Flat(nn.Module):
     """A model whose arguments and results are tensors side by side.
 

@@ -12,13 +12,14 @@ from torch import nn
 
 from nmsparsity.bench.engines import ENGINES, Run, last
 from nmsparsity.bench.error import error
-from nmsparsity.bench.flat import call, tensors
+from nmsparsity.bench.flat import call, first, tensors
 from nmsparsity.bench.memory import Footprint, footprint
 from nmsparsity.bench.progress import Progress
 from nmsparsity.bench.result import Benchmark, Row
 from nmsparsity.bench.rounds import interleaved
 from nmsparsity.compression import CompressedReport, compress, compressed_report, decompress
 from nmsparsity.compression.eligible import eligible
+from nmsparsity.micro_batches import MicroBatches
 from nmsparsity.pattern import Pattern
 from nmsparsity.promises import declare, declared
 from nmsparsity.pruning import prune
@@ -37,6 +38,7 @@ def benchmark(
     threads: int | None = None,
     rounds: int = 15,
     backend: str = "auto",
+    micro_batch: int | None = None,
     name: str | None = None,
 ) -> Benchmark:
     """Measure a model packed against dense engines with the same weights; the model is unchanged.
@@ -57,6 +59,7 @@ def benchmark(
             set for the while.
         rounds: turns of each engine.
         backend: as for `nmsparsity.compress`.
+        micro_batch: run packed models that many entries at a time, too: `nmsparsity.MicroBatches`.
         name: of the model in the result; default its class.
 
     Raises:
@@ -74,7 +77,7 @@ def benchmark(
     asked = [patterns] if isinstance(patterns, str | Pattern) else list(patterns)
     subjects = _subjects(unwrap(model), asked)
     with _threads(threads), Progress(rounds) as progress:
-        work = _Work(inputs, threads, backend, "channels_last" in against, progress)
+        work = _Work(inputs, threads, backend, "channels_last" in against, micro_batch, progress)
         for engine in engines:
             work.dense(engine.name, next(iter(subjects.values()))[0])
         for subject, (dense, packed) in subjects.items():
@@ -101,9 +104,16 @@ class _Work:
     """Engines started one after the other, with what is seen of them on the way."""
 
     def __init__(
-        self, inputs: Any, threads: int, backend: str, also_last: bool, progress: Progress
+        self,
+        inputs: Any,
+        threads: int,
+        backend: str,
+        also_last: bool,
+        micro_batch: int | None,
+        progress: Progress,
     ) -> None:
         self.inputs, self.threads, self.backend = inputs, threads, backend
+        self.micro_batch = micro_batch
         self.also_last = also_last and any(x.dim() == 4 for x in tensors(inputs))
         self.progress = progress
         self.runs: dict[str, Run] = {}
@@ -140,11 +150,25 @@ class _Work:
             self.progress.say(f"packing {form}")
             made = packed
             if made is None:
-                given = dense if inputs is self.inputs else _last(dense)
-                made = compress(given, inputs, backend=self.backend)
-            self.layers[form] = compressed_report(made)
-            run, grown = footprint(lambda m=made, x=inputs: _copied(m, x), lambda run: run())  # type: ignore[misc]
-            self._note(form, run, grown, expected)
+                made = self._compressed(dense, inputs, inputs)
+            self._take(form, made, compressed_report(made), inputs, expected)
+            if self.micro_batch is None or self.micro_batch >= _batch(self.inputs):
+                continue
+            some = first(inputs, self.micro_batch)
+            made = packed if packed is not None else self._compressed(dense, inputs, some)
+            parts, report = MicroBatches(made, self.micro_batch), compressed_report(made)
+            self._take(f"{form}, {self.micro_batch} at a time", parts, report, inputs, expected)
+
+    def _compressed(self, dense: nn.Module, inputs: Any, examples: Any) -> nn.Module:
+        given = dense if inputs is self.inputs else _last(dense)
+        return compress(given, examples, backend=self.backend)
+
+    def _take(
+        self, name: str, model: nn.Module, report: CompressedReport, inputs: Any, expected: Any
+    ) -> None:
+        self.layers[name] = report
+        run, grown = footprint(lambda: _copied(model, inputs), lambda run: run())
+        self._note(name, run, grown, expected)
 
     def _note(self, name: str, run: Run, grown: Footprint, expected: Any) -> None:
         self.errors[name] = error(run(), expected)
