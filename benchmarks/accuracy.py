@@ -16,17 +16,16 @@ What is reported is the test accuracy of the last epoch; hyperparameters are cho
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
 import warnings
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from functools import lru_cache
-from multiprocessing import get_context
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+from ledger import do_all, read_lines
 
 RESULTS = Path(__file__).parent / "results"
 PATTERNS = ("2:4", "1:4", "1:8", "1:16")
@@ -84,8 +83,10 @@ def runs(arguments: argparse.Namespace) -> list[Run]:
     return found
 
 
-def train(run: Run, recipe: Recipe, folder: Path, threads: int) -> dict[str, Any]:
+def train(run: Run, recipe: Recipe, folder: Path, typed: str, threads: int) -> dict[str, Any]:
     """Train one network, from its last checkpoint if there is one; its line of the results."""
+    start = folder / str(run.needs) / "last.ckpt" if run.needs else None
+    folder = folder / run.key
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
     from lightning import pytorch as pl
@@ -97,7 +98,6 @@ def train(run: Run, recipe: Recipe, folder: Path, threads: int) -> dict[str, Any
     torch.set_num_threads(threads)
     pl.seed_everything(run.seed, verbose=False)
     data, evaluation = loaders(recipe, run.seed)
-    start = folder.parent / str(run.needs) / "last.ckpt" if run.needs else None
     task = build_task(recipe, start)
     sparsity, history = build_sparsity(run), History()
     saver = RunFolder(folder, {"task": asdict(recipe), "run": asdict(run)})
@@ -130,6 +130,7 @@ def train(run: Run, recipe: Recipe, folder: Path, threads: int) -> dict[str, Any
         "wall_seconds": history.rows[-1]["seconds"],
         "cpu_seconds": history.rows[-1]["cpu_seconds"],
         "torch": torch.__version__,
+        "command": typed,
     }
 
 
@@ -186,43 +187,20 @@ def build_sparsity(run: Run) -> Any:
     )
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """The finished runs; a half-written last line is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+def say(line: dict[str, Any]) -> str:
+    """What to print of a finished run."""
+    return f"{line['key']:36s} {line['top1']:.2f} %  {line['cpu_seconds']:.0f} s"
 
 
 def work(arguments: argparse.Namespace, recipe: Recipe) -> None:
-    """Do all missing runs, several at a time, and write down each as it ends."""
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    lines = read_results(arguments.results)
+    """Do all missing runs."""
+    lines = read_lines(arguments.results)
     if any(line["recipe"] != asdict(recipe) for line in lines):
         raise SystemExit(f"{arguments.results} has runs of another recipe: give another --results")
-    done = {line["key"] for line in lines}
-    todo = [run for run in runs(arguments) if run.key not in done]
-    print(f"{len(done)} runs done, {len(todo)} to do", flush=True)
     folder = arguments.runs / arguments.results.stem
-    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
-        busy: dict[Future[dict[str, Any]], Run] = {}
-        while todo or busy:
-            for run in [run for run in todo if run.needs is None or run.needs in done]:
-                if len(busy) < arguments.processes:
-                    task = pool.submit(train, run, recipe, folder / run.key, arguments.threads)
-                    busy[task] = run
-                    todo.remove(run)
-            if not busy:
-                raise SystemExit(f"{todo[0].key} needs {todo[0].needs}: add 'dense' to --methods")
-            for task in wait(busy, return_when=FIRST_COMPLETED).done:
-                line = {**task.result(), "command": command()}
-                with arguments.results.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                done.add(busy.pop(task).key)
-                print(
-                    f"{line['key']:36s} {line['top1']:.2f} %  {line['cpu_seconds']:.0f} s",
-                    flush=True,
-                )
+    settings = {"recipe": recipe, "folder": folder, "threads": arguments.threads}
+    one = partial(train, typed=command(), **settings)
+    do_all(runs(arguments), one, arguments.results, arguments.processes, say)
 
 
 def command() -> str:
@@ -259,6 +237,6 @@ if __name__ == "__main__":
     if options.report:
         from accuracy_report import write_report
 
-        write_report(options.results, read_results(options.results))
+        write_report(options.results, read_lines(options.results))
     else:
         work(options, shared_recipe)

@@ -12,25 +12,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
+from stepping import STARTS, State, Step
 from torch import Tensor, nn
 from torch.nn import functional
 
 import nmsparsity as nm
 from nmsparsity.bench import ENGINES, Benchmark, Row
-from nmsparsity.bench.engines import exported, quiet
 from nmsparsity.bench.error import error
-from nmsparsity.bench.flat import Flat
 from nmsparsity.bench.memory import Footprint, footprint
 from nmsparsity.bench.progress import Progress
 from nmsparsity.bench.rounds import interleaved
 
 WORDS, WIDTH, HEADS, DEPTH, LONGEST = 50257, 768, 12, 12, 1024
 PROMPT, STEPS = 32, 16
-
-State = list[Any]
-Step = Callable[[State], State]
 
 
 class Block(nn.Module):
@@ -84,70 +79,6 @@ class Decoder(nn.Module):
         return (torch.tensor([[0]]), torch.tensor([[PROMPT]]), *self.prompt())
 
 
-def by_torch(model: nn.Module, example: Sequence[Tensor], threads: int) -> Step:
-    model = copy.deepcopy(model)
-    return lambda state: list(model(*state))
-
-
-def by_compile(model: nn.Module, example: Sequence[Tensor], threads: int) -> Step:
-    compiled = torch.compile(copy.deepcopy(model), dynamic=True, options={"freezing": True})
-
-    def step(state: State) -> State:
-        for keys in state[2:]:
-            torch._dynamo.mark_dynamic(keys, 2)
-        return list(compiled(*state))
-
-    with quiet():
-        generate(step, list(example[2:]))
-    return step
-
-
-def _exported(model: nn.Module, example: Sequence[Tensor]) -> bytes:
-    growing = {f"input{number}": {2: "length"} for number in range(2, len(example))}
-    return exported(Flat(model, tuple(example)), growing)
-
-
-def by_onnxruntime(model: nn.Module, example: Sequence[Tensor], threads: int) -> Step:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        _exported(model, example), options, providers=["CPUExecutionProvider"]
-    )
-    names = [f"input{number}" for number in range(len(example))]
-    return lambda state: session.run(None, dict(zip(names, _arrays(state), strict=True)))
-
-
-def by_openvino(model: nn.Module, example: Sequence[Tensor], threads: int) -> Step:
-    import openvino
-
-    core = openvino.Core()
-    config = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    built = core.compile_model(core.read_model(_exported(model, example)), "CPU", config)
-    request = built.create_infer_request()
-
-    def step(state: State) -> State:
-        given = {f"input{number}": x for number, x in enumerate(_arrays(state))}
-        done = request.infer(given, share_inputs=True)
-        return [done[index] for index in range(len(built.outputs))]
-
-    return step
-
-
-def _arrays(state: State) -> list[np.ndarray]:
-    return [x.numpy() if isinstance(x, Tensor) else x for x in state]
-
-
-STARTS = {
-    "torch": by_torch,
-    "compile": by_compile,
-    "onnxruntime": by_onnxruntime,
-    "openvino": by_openvino,
-}
-
-
 def generate(step: Step, past: State) -> list[Tensor]:
     """The scores of the steps after the prompt."""
     scores, state = [], past
@@ -162,7 +93,7 @@ def by_us(model: nn.Module, example: tuple[Tensor, ...], pattern: str) -> tuple[
     """Our step, the scores that the same weights give by torch, and the report."""
     sparse = copy.deepcopy(model)
     nm.prune(sparse, pattern)
-    expected = generate(by_torch(sparse, example, 1), list(example[2:]))
+    expected = generate(lambda state: list(sparse(*state)), list(example[2:]))
     packed = nm.compress(sparse, example)
     return lambda state: list(packed(*state)), expected, nm.compressed_report(packed)
 
@@ -176,7 +107,8 @@ def benchmark(
     model = (model or Decoder()).eval()
     example = model.example()
     past = list(example[2:])
-    expected = generate(by_torch(model, example, threads), past)
+    expected = generate(lambda state: list(model(*state)), past)
+    growing = range(2, len(example))
     runs: dict[str, Callable[[], Any]] = {}
     memory: dict[str, Footprint] = {}
     errors, missing, layers = {}, {}, {}
@@ -186,7 +118,7 @@ def benchmark(
             continue
         try:
             ENGINES[name].load()
-            begin = partial(start, model, example, threads)
+            begin = partial(start, model, example, growing, threads)
             step, memory[name] = footprint(begin, lambda step: generate(step, past))
         except Exception as failed:  # What a foreign engine does with a model is beyond any list.
             missing[name] = f"{type(failed).__name__}: {str(failed).splitlines()[0]:.200}"

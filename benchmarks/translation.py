@@ -18,20 +18,23 @@ import argparse
 import json
 import os
 import sys
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from ledger import do_all, read_lines
 
 RESULTS = Path(__file__).parent / "results"
 RECIPE = Path(__file__).parents[1] / "recipes" / "translation" / "multi30k_dense.yaml"
+EPOCHS = 3
 PATTERNS = ("2:4", "1:4", "1:8")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "ste": ("ste", {}),
-    "sr_ste": ("sr_ste", {"form": "gradient"}),
-    "sr_ste-decoupled": ("sr_ste", {"form": "decoupled"}),
+    "sr_ste": ("sr_ste", {"form": "gradient", "decay": 2e-3}),
+    "sr_ste-annealed": ("sr_ste", {"form": "gradient", "decay": 2e-3, "warmup_steps": 800}),
+    "sr_ste-decoupled": ("sr_ste", {"form": "decoupled", "decay": 1.0}),
     "step": ("step", {}),
     "s_ste": ("s_ste", {}),
     "gradual": ("gradual", {}),
@@ -47,6 +50,7 @@ class Run:
     pattern: str
     seed: int
     decay: float | None
+    needs: ClassVar[None] = None
 
     @property
     def key(self) -> str:
@@ -68,22 +72,29 @@ class Run:
         if self.pattern:
             words += ["--sparsity.pattern", self.pattern]
         quiet = ["--sparsity.print_report", "false", "--trainer.enable_progress_bar", "false"]
+        quiet += ["--trainer.check_val_every_n_epoch", str(EPOCHS)]  # Decoding takes its time.
         return [*words, *quiet, "--trainer.accelerator", "cpu", *more]
 
 
 def runs(arguments: argparse.Namespace) -> list[Run]:
-    """All runs in order: seeds outermost, in the order of the table within each."""
+    """All runs in order: seeds outermost, then dense, then the patterns one after the other."""
     found: list[Run] = []
+    methods = sorted(arguments.methods, key=list(VARIANTS).index)
     for seed in range(arguments.seeds):
-        for variant in sorted(arguments.methods, key=list(VARIANTS).index):
-            patterns = [""] if variant == "dense" else arguments.patterns
-            decays = arguments.decays if variant.startswith("sr_ste") else [None]
-            found += [Run(variant, p, seed, decay) for p in patterns for decay in decays]
+        found += [Run("dense", "", seed, None)] if "dense" in methods else []
+        for pattern in arguments.patterns:
+            for variant in (name for name in methods if name != "dense"):
+                own = VARIANTS[variant][1].get("decay")
+                decays = arguments.decays if own is not None and arguments.decays else [own]
+                found += [Run(variant, pattern, seed, decay) for decay in decays]
     return found
 
 
-def train(run: Run, folder: Path, more: list[str], split: str, threads: int) -> dict[str, Any]:
+def train(
+    run: Run, folder: Path, typed: str, more: list[str], split: str, threads: int
+) -> dict[str, Any]:
     """Train and score one network, going on from its last checkpoint; its line of the results."""
+    folder = folder / run.key
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
@@ -112,41 +123,25 @@ def train(run: Run, folder: Path, more: list[str], split: str, threads: int) -> 
         **{name: result[name] for name in ("epochs", "density", "sad", "seconds", "cpu_seconds")},
         "curve": rows,
         "torch": torch.__version__,
+        "command": typed,
     }
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """The finished runs; a half-written last line is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+def say(line: dict[str, Any]) -> str:
+    """What to print of a finished run."""
+    said = f"BLEU {line['bleu']:.2f}  chrF {line['chrf']:.2f}"
+    return f"{line['key']:36s} {said}  {line['cpu_seconds']:.0f} s"
 
 
 def work(arguments: argparse.Namespace, more: list[str]) -> None:
-    """Do all missing runs, several at a time, and write down each as it ends."""
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
-    lines = read_results(arguments.results)
+    """Do all missing runs."""
+    lines = read_lines(arguments.results)
     if any((line["overrides"], line["split"]) != (more, arguments.split) for line in lines):
         raise SystemExit(f"{arguments.results} has runs of other settings: give another --results")
-    done = {line["key"] for line in lines}
-    todo = [run for run in runs(arguments) if run.key not in done]
-    print(f"{len(done)} runs done, {len(todo)} to do", flush=True)
+    settings = {"more": more, "split": arguments.split, "threads": arguments.threads}
     folder = arguments.runs / arguments.results.stem
-    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
-        busy: dict[Future[dict[str, Any]], Run] = {}
-        while todo or busy:
-            while todo and len(busy) < arguments.processes:
-                run = todo.pop(0)
-                settings = (folder / run.key, more, arguments.split, arguments.threads)
-                busy[pool.submit(train, run, *settings)] = run
-            for task in wait(busy, return_when=FIRST_COMPLETED).done:
-                busy.pop(task)
-                line = {**task.result(), "command": command()}
-                with arguments.results.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                said = f"BLEU {line['bleu']:.2f}  chrF {line['chrf']:.2f}"
-                print(f"{line['key']:36s} {said}  {line['cpu_seconds']:.0f} s", flush=True)
+    one = partial(train, folder=folder, typed=command(), **settings)
+    do_all(runs(arguments), one, arguments.results, arguments.processes, say)
 
 
 def command() -> str:
@@ -162,7 +157,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--methods", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
-    parser.add_argument("--decays", nargs="+", type=float, default=[2e-4], help="SR-STE's lambda")
+    parser.add_argument("--decays", nargs="+", type=float, help="SR-STE's lambda, others than ours")
     parser.add_argument("--split", default="test", help="'validation' to choose hyperparameters")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
@@ -177,6 +172,6 @@ if __name__ == "__main__":
     if options.report:
         from translation_report import write_report
 
-        write_report(options.results, read_results(options.results))
+        write_report(options.results, read_lines(options.results))
     else:
         work(options, overrides)

@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,39 @@ def test_the_same_measurement_goes_on(tmp_path: Path) -> None:
     assert Journal(result, settings).found == {}
     first.close(result, "done")
     assert [path.name for path in tmp_path.iterdir()] == ["found.md"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """For `ledger.do_all`, which pickles it."""
+
+    key: str
+    needs: str | None = None
+
+
+def trained(run: Training, times: int) -> dict[str, Any]:
+    return {"key": run.key, "made of": run.needs, "times": times}
+
+
+def test_only_missing_trainings_are_done_and_in_order(tmp_path: Path, capsys) -> None:
+    from ledger import append, do_all, read_lines
+
+    path = tmp_path / "deep" / "found.jsonl"
+    assert read_lines(path) == []
+    append(path, {"key": "a"})
+    with path.open("a") as file:
+        file.write('{"key": "half')
+    assert read_lines(path) == [{"key": "a"}]
+    path.write_text('{"key": "a"}\n')
+    runs = [Training("c", "b"), Training("a"), Training("b")]
+    do_all(runs, partial(trained, times=2), path, 1, lambda line: f"did {line['key']}")
+    assert capsys.readouterr().out == "1 runs done, 2 to do\ndid b\ndid c\n"
+    assert read_lines(path)[1:] == [
+        {"key": "b", "made of": None, "times": 2},
+        {"key": "c", "made of": "b", "times": 2},
+    ]
+    with pytest.raises(SystemExit, match="e needs d"):
+        do_all([Training("e", "d")], partial(trained, times=2), path, 1, str)
 
 
 def test_a_step_with_a_cache_is_a_step_of_the_whole() -> None:

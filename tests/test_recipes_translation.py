@@ -21,7 +21,7 @@ TWO_STEPS = [
 ]
 # The generated text has few words, and two small batches are enough to see the model at work.
 SMALL = ["--data.vocabulary_size", "300", "--data.batch_tokens", "256"]
-LINEARS = {"wmt14": 6 * 6 + 6 * 10, "multi30k": 3 * 6 + 3 * 10}
+LINEARS = {"wmt14": 6 * 6 + 6 * 10, "multi30k": 2 * 6 + 2 * 10}
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from nmsparsity.tasks.checkpoint import Checkpoint
 from nmsparsity.tasks.schedule import planned_epochs
 from nmsparsity.tasks.train import Run, prepare
 from nmsparsity.tasks.translation.adam import AdamW
+from nmsparsity.tasks.translation.dropout import QuickDropout
 from nmsparsity.tasks.translation.models import Transformer, describe, described, new
 from nmsparsity.tasks.translation.pairs import Pairs
 from nmsparsity.tasks.translation.scores import Scores
@@ -360,6 +361,53 @@ def test_adam_and_its_schedules(vocabulary: Vocabulary) -> None:
     assert [root.share_of_lr(step, None) for step in (0, 2, 4, 16)] == [0.0, 0.5, 1.0, 0.5]
     cosine = AdamW(schedule="cosine", warmup_steps=2)
     assert [round(cosine.share_of_lr(step, 10), 3) for step in (1, 2, 6, 10)] == [0.5, 1, 0.5, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_dropout_drops_as_many_and_keeps_the_mean(dtype: torch.dtype) -> None:
+    x = torch.ones(1001, 301, dtype=dtype, requires_grad=True)
+    for p in (0.1, 0.25, 0.9):
+        torch.manual_seed(3)
+        with QuickDropout():
+            dropped = functional.dropout(x, p)
+        kept = dropped != 0
+        # Five standard deviations of so many draws.
+        assert abs(float(kept.float().mean()) - (1 - p)) < 5 * (p * (1 - p) / x.numel()) ** 0.5
+        assert torch.equal(dropped[kept], torch.tensor(1 / (1 - p)).to(dtype).expand(kept.sum()))
+        (grad,) = torch.autograd.grad(dropped.sum(), x)
+        assert torch.equal(grad, dropped)
+        torch.manual_seed(3)
+        with QuickDropout():
+            assert torch.equal(functional.dropout(x, p), dropped)
+        columns = kept.float().mean(0)
+        assert float(columns.std()) < 1.5 * (p * (1 - p) / len(x)) ** 0.5, "no column is special"
+
+
+def test_quick_dropout_leaves_the_rest_to_torch() -> None:
+    x = torch.ones(8)
+    with QuickDropout():
+        assert functional.dropout(x, 0.5, training=False) is x
+        assert torch.equal(functional.dropout(x, 0.0), x)
+        assert torch.equal(functional.dropout(x, 1.0), torch.zeros(8))
+        with pytest.raises(ValueError, match="dropout probability"):
+            functional.dropout(x, 1.5)
+
+
+def test_attention_as_asked(vocabulary: Vocabulary) -> None:
+    """Two ways to compute the same."""
+    source = torch.tensor([[5, 6, 7, vocabulary.end], [8, 9, vocabulary.end, vocabulary.pad]])
+    scores = {}
+    for attention in ("eager", "sdpa"):
+        torch.manual_seed(0)
+        task = TranslationTask(
+            vocabulary,
+            20,
+            Transformer(width=16, feed_forward=16, heads=2, dropout=0.0),
+            attention=attention,
+        )
+        assert task.model.config._attn_implementation == attention
+        scores[attention] = task(source, source)
+    torch.testing.assert_close(scores["eager"], scores["sdpa"])
 
 
 def test_bfloat16_autocast(tmp_path: Path) -> None:

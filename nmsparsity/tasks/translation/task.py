@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
@@ -20,6 +20,7 @@ from nmsparsity.tasks.translation.adam import AdamW
 from nmsparsity.tasks.translation.average import AVERAGED, AverageDense
 from nmsparsity.tasks.translation.data import VOCABULARY
 from nmsparsity.tasks.translation.decoding import Decoder
+from nmsparsity.tasks.translation.dropout import QuickDropout
 from nmsparsity.tasks.translation.models import (
     Transformer,
     describe,
@@ -51,6 +52,8 @@ class TranslationTask(Task):
         transformer: a new one of this shape.
         pretrained: instead, the model that transformers saved in this folder.
         optimizer: AdamW and its schedule.
+        attention: how transformers computes it; None: as the model's own code prefers. On a CPU
+            ``"eager"`` trains short sentences faster, in bf16 several times.
         label_smoothing: share of the target spread over all tokens.
         beam: hypotheses of the search in evaluation.
         length_penalty: see `Decoder`.
@@ -70,6 +73,7 @@ class TranslationTask(Task):
         transformer: Transformer = Transformer(),
         pretrained: str | None = None,
         optimizer: AdamW = AdamW(),
+        attention: Literal["eager", "sdpa"] | None = None,
         label_smoothing: float = 0.1,
         beam: int = 4,
         length_penalty: float = 0.6,
@@ -80,6 +84,8 @@ class TranslationTask(Task):
         super().__init__(init_from)
         self.vocabulary = vocabulary
         self.model = network(vocabulary, max_length, transformer, pretrained, attached or {})
+        if attention is not None:
+            self.model.set_attn_implementation(attention)  # type: ignore[operator]
         self._start = start_of(self.model)
         self.limit = positions_of(self.model, max_length)
         self.optimizer, self.label_smoothing, self.average = optimizer, label_smoothing, average
@@ -111,8 +117,10 @@ class TranslationTask(Task):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         # Dropout of a step then depends on nothing before it: an interruption changes nothing.
         torch.manual_seed(batch.draws)
+        with QuickDropout():
+            scores = self(batch.source, batch.target)
         loss = functional.cross_entropy(
-            self(batch.source, batch.target).float().flatten(0, 1),
+            scores.float().flatten(0, 1),
             batch.target.flatten(),
             ignore_index=self.vocabulary.pad,
             label_smoothing=self.label_smoothing,
