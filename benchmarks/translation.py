@@ -32,9 +32,9 @@ PATTERNS = ("2:4", "1:4", "1:8")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dense": ("dense", {}),
     "ste": ("ste", {}),
-    "sr_ste": ("sr_ste", {"form": "gradient", "decay": 2e-3}),
+    "sr_ste": ("sr_ste", {"form": "gradient", "decay": 2e-4}),
     "sr_ste-annealed": ("sr_ste", {"form": "gradient", "decay": 2e-3, "warmup_steps": 800}),
-    "sr_ste-decoupled": ("sr_ste", {"form": "decoupled", "decay": 1.0}),
+    "sr_ste-decoupled": ("sr_ste", {"form": "decoupled", "decay": 0.3}),
     "step": ("step", {}),
     "s_ste": ("s_ste", {}),
     "gradual": ("gradual", {}),

@@ -142,6 +142,53 @@ def test_generation_by_every_engine_that_is_there(monkeypatch: pytest.MonkeyPatc
     assert found.batch == decoder.STEPS
 
 
+def test_the_written_translator_is_marian() -> None:
+    import translator
+    from transformers import MarianConfig, MarianMTModel
+    from written import Written
+
+    torch.manual_seed(0)
+    config = MarianConfig(
+        **{"vocab_size": 40, "d_model": 16, "max_position_embeddings": 32},
+        **{"encoder_layers": 2, "decoder_layers": 2, "scale_embedding": True},
+        **{"encoder_attention_heads": 2, "decoder_attention_heads": 2},
+        **{"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "activation_function": "relu"},
+        **{"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0},
+    )
+    model = MarianMTModel(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter.data, std=0.5)
+    written, ids = Written(model).eval(), translator.sentences(4, 40)
+    encode, step = translator.steps_of(written)
+    assert int((ids == 0).sum()) == 2 * translator.TOKENS // 2
+    tokens = written.greedy(ids, 6, encode, step)
+    assert len({tuple(row) for row in tokens.tolist()}) == 4, "sources matter"
+    with torch.no_grad():
+        given = torch.cat([torch.zeros(4, 1, dtype=torch.int64), tokens[:, :-1]], 1)
+        wanted = model(input_ids=ids, attention_mask=ids.ne(0).long(), decoder_input_ids=given)
+    scores = wanted.logits[:, :, 1:]  # The padding is never a token.
+    assert torch.equal(scores.argmax(-1) + 1, tokens)
+
+
+def test_a_packed_translator_and_where_its_time_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    import translator
+
+    monkeypatch.setattr(translator, "STEPS", 3)
+    threads = torch.get_num_threads()
+    words = ["--only", "Multi30k", "--rounds", "1", "--patterns", "2:4", "--against", "torch"]
+    monkeypatch.setattr(sys, "argv", ["translator.py", *words])
+    found = json.loads(json.dumps(translator.measure("multi30k_dense", 2, translator.parse())))
+    torch.set_num_threads(threads)
+    assert set(found["rows"]) == {"torch", "generate", "2:4", "generate, 2:4"}
+    assert found["same"]["torch"] == "6 of 6"
+    shares = found["more"]["2:4"]["shares"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert min(shares.values()) > 0, shares
+    lines = translator.section("Multi30k, batch 2", found)
+    assert lines[-1].startswith("| 2:4 | ")
+    assert [line for line in lines if line.startswith("| generate, 2:4 | ")]
+
+
 def test_what_models_and_memory_say() -> None:
     import memory
     import models
