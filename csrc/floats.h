@@ -17,7 +17,15 @@ using Floats = Vector<float, NMS_BYTES>;
 using Words = Vector<std::uint32_t, NMS_BYTES>;
 
 NMS_INLINE Floats load_floats(const float* from) { return load<Floats>(from); }
-NMS_INLINE Floats all_of(float value) { return Floats{} + value; }
+
+template <int... I>
+NMS_INLINE Floats all_of(float value, std::integer_sequence<int, I...>) {
+  return Floats{(static_cast<void>(I), value)...};  // `Floats{} + value` would add.
+}
+
+NMS_INLINE Floats all_of(float value) {
+  return all_of(value, std::make_integer_sequence<int, lanes>{});
+}
 
 // The first `count` elements, or those from `begin` to `end`; others are neither read nor written,
 // and read as zero.
