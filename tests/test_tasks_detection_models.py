@@ -21,7 +21,7 @@ from nmsparsity.tasks.detection.scaling import small_masks
 from nmsparsity.tasks.models import classifier
 
 SMALL = Backbone("small_resnet10", {"width": 8, "stem_stride": 2}, levels=[2, 3, 4])
-NARROW = Heads(pyramid=32, box=32, mask=16, mask_layers=2)
+NARROW = Heads(pyramid=64, box=32, mask=16, mask_layers=2)
 
 
 def images(count: int = 2) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
@@ -170,8 +170,8 @@ def test_detectors_that_make_no_sense() -> None:
         detector("faster_rcnn", 1, SMALL, NARROW, box_nms=0.5)
     with pytest.raises(ValueError, match=r"anchor_sizes \[8\]: want 4"):
         detector("faster_rcnn", 1, SMALL, Heads(32, 32, anchor_sizes=[8]))
-    with pytest.raises(ValueError, match="pyramid 16: FCOS"):
-        detector("fcos", 1, SMALL, Heads(16))
+    with pytest.raises(ValueError, match="pyramid 32: FCOS"):
+        detector("fcos", 1, SMALL, Heads(32))
 
 
 def test_norms() -> None:
@@ -238,3 +238,10 @@ def test_what_a_module_names_is_dense_by_default() -> None:
     reasons = {row.name: row.reason for row in report.rows}
     assert reasons["0.0.weight"] == "it is a test"
     assert [row.name for row in report.sparse] == ["0.2.weight"]
+
+
+def test_the_narrowest_fcos_takes_the_smallest_images() -> None:
+    model = detector("fcos", 1, SMALL, Heads(64), min_size=32).eval()
+    with torch.no_grad():
+        (found,) = model([torch.rand(3, 1, 1)])
+    assert found["boxes"].shape[1] == 4

@@ -185,8 +185,12 @@ def _retinanet(
 def _fcos(
     body: BackboneWithFPN, classes: int, heads: Heads, levels: int, common: dict[str, Any]
 ) -> Any:
-    if heads.pyramid % 32:
-        raise ValueError(f"pyramid {heads.pyramid}: FCOS normalises 32 groups, want a multiple")
+    if heads.pyramid % 32 or heads.pyramid < 64:
+        # A group of one channel has a single value on a level of one pixel.
+        raise ValueError(
+            f"pyramid {heads.pyramid}: FCOS normalises 32 groups of channels, want 64 or a larger "
+            "multiple of 32"
+        )
     if heads.anchor_sizes is not None:
         raise ValueError(f"anchor_sizes {heads.anchor_sizes}: FCOS has no anchors")
     sizes = tuple((8 * 2**level,) for level in range(levels + 2))

@@ -30,6 +30,8 @@ def read_image(path: str | Path) -> Tensor:
             deep = image.mode.startswith("I")
             whole = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if deep else image
             pixels: Tensor = tv_tensors.Image(functional.pil_to_tensor(whole.convert("RGB")))
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise OSError(f"{path}: not to be read as an image ({error})") from error
     return pixels
