@@ -384,3 +384,16 @@ def test_drawing_keeps_below_the_threshold_off() -> None:
     assert not drawn[:, 15:, 15:].any()
     assert draw(blank, found, ["a", "b"]).any(0).all(), "the mask covers the image"
     assert torch.equal(draw(blank, boxes, ["a", "b"], threshold=0.95), blank)
+
+
+def test_of_masks_that_overlap_the_better_one_is_on_top() -> None:
+    blank = torch.full((3, 20, 20), 200, dtype=torch.uint8)
+    masks = torch.zeros(2, 1, 20, 20)
+    masks[0, :, 2:10, 2:10] = masks[1, :, 6:18, 6:18] = 1
+    boxes = torch.tensor([[2.0, 2, 10, 10], [6, 6, 18, 18]])
+    there = {"boxes": boxes, "labels": torch.tensor([1, 1])}
+    drawn = draw(blank, {**there, "masks": masks}, ["cell"])
+    # Inside both masks, inside one, away from the lines of the boxes.
+    assert torch.equal(drawn[:, 8, 8], drawn[:, 4, 4])
+    assert not torch.equal(drawn[:, 8, 8], drawn[:, 14, 14])
+    assert drawn[:, 14, 14].max() > 100

@@ -50,7 +50,7 @@ def draw(
         masks = masks[:, 0] >= 0.5 if masks.dim() == 4 else masks.bool()
         # With one category the masks are told apart by color instead.
         shades = colors if len(names) > 1 else [COLORS[i % len(COLORS)] for i in range(len(boxes))]
-        image = draw_segmentation_masks(image, masks, alpha=0.5, colors=shades)
+        image = draw_segmentation_masks(image, _without_overlap(masks), alpha=0.5, colors=shades)
     words = [names[label - 1] for label in labels] if len(names) > 1 else [""] * len(labels)
     if scores is not None:
         said = scores[keep].tolist()
@@ -59,6 +59,12 @@ def draw(
     shown = words if len(words) <= 20 * len(names) and any(words) else None
     drawn: Tensor = draw_bounding_boxes(image, boxes, shown, colors=colors, width=1)
     return drawn
+
+
+def _without_overlap(masks: Tensor) -> Tensor:
+    """The earlier one, of the better score, on top: torchvision draws an overlap black."""
+    before = masks.cumsum(0) - masks.long()
+    return masks & (before == 0)
 
 
 def side_by_side(rows: Sequence[Sequence[Tensor]], height: int = 320) -> Tensor:
