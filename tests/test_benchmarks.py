@@ -216,3 +216,34 @@ def test_calls_that_time_themselves() -> None:
             return 2.0 * repeats
 
     assert interleaved({"a": Elsewhere()}, 3)["a"].turns == (2.0, 2.0, 2.0)
+
+
+def test_the_report_of_detectors(tmp_path: Path) -> None:
+    import detection_report
+
+    names = ("box_ap", "box_ap50", "box_ap75")
+    lines = []
+    for seed, method, pattern, ap in [
+        *((0, "dense", "", 50.0), (1, "dense", "", 52.0)),
+        *((0, "sr_ste", "2:4", 51.0), (1, "sr_ste", "2:4", 51.5)),
+    ]:
+        result = dict.fromkeys(names, ap) | {"density": 0.5, "cpu_seconds": 60.0}
+        curve = [{"epoch": 1.0, "train/loss": 1.0}, {"epoch": 2.0, "val/box_ap": ap}]
+        sizes = {"packed_bytes": 600, "dense_bytes": 1000, "backbone": "random"}
+        key = {"set": "bccd", "method": method, "pattern": pattern, "seed": seed}
+        lines.append({**key, "result": result, "curve": curve, **sizes, "command": "python x"})
+    rows = [
+        {"name": "torch", "packed": False, "ms": 12.0, "low": 11.0, "high": 13.0, "error": 0.0},
+        {"name": "packed", "packed": True, "ms": 6.0, "low": 5.0, "high": 7.0, "error": None},
+    ]
+    latency = {"key": "k", "set": "bccd", "pattern": "2:4", "image": [3, 4, 5], "rows": rows}
+    latency |= {"missing": {"compile": "no compiler"}, "command": "python y"}
+    detection_report.write_report(tmp_path / "found.jsonl", lines, [latency])
+    text = (tmp_path / "found.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("| 2:4 | ")]
+    assert "| 51.25 ± 0.25 |" in line
+    assert "| 0.25 ± 0.75 |" in line, "by seed: 1.0 and -0.5"
+    assert "600 (60%)" in line
+    assert "| bccd, 2:4 | 4x5 | packed | 6.0 | 5.0 to 7.0 | 2.00 | 2.00 | - |" in text
+    assert "bccd, 2:4: compile was not run: no compiler" in text
+    assert (tmp_path / "found-bccd.png").read_bytes().startswith(b"\x89PNG")
