@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 from torchvision.models import resnet18
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FrozenBatchNorm2d
 
 import nmsparsity as nm
@@ -207,6 +209,31 @@ def test_masks_may_stay_small() -> None:
         results = as_results(its, 7, [3, 5])
         assert len(results) > 3
         assert results == as_results(whole, 7, [3, 5])
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "mask_rcnn"])
+def test_proposals_are_those_of_torchvision(name: str) -> None:
+    torch.manual_seed(0)
+    few = {"rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 30}
+    model = detector(name, 2, SMALL, NARROW, min_size=64, box_score_thresh=0.0, **few).eval()
+    for part in (model.rpn.head.cls_logits, model.rpn.head.bbox_pred):
+        torch.nn.init.normal_(part.weight, std=0.3)
+    ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
+    theirs.rpn.__class__ = RegionProposalNetwork
+    assert type(ours.rpn) is not RegionProposalNetwork
+    decoded = []
+    for its in (ours, theirs):
+        decode = its.rpn.box_coder.decode
+        its.rpn.box_coder.decode = lambda codes, boxes, decode=decode: (
+            decoded.append(len(codes)) or decode(codes, boxes)
+        )
+    with torch.no_grad():
+        images_ = [torch.rand(3, 50, 70), torch.rand(3, 96, 64)]
+        found = [its(images_) for its in (ours, theirs)]
+    assert decoded[-2] < decoded[-1] / 2
+    for one, other in zip(*found, strict=True):
+        assert len(one["boxes"]) > 5
+        assert_close(one, other, rtol=0, atol=0)
 
 
 def test_the_sampler_draws_as_torchvisions_does_and_repeatably() -> None:

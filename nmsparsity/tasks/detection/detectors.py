@@ -17,6 +17,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from nmsparsity.registry import near
 from nmsparsity.tasks.detection.backbone import Backbone, convolutions_above, pool_above
+from nmsparsity.tasks.detection.proposals import Proposals
 from nmsparsity.tasks.detection.sampling import SeededSampler
 from nmsparsity.tasks.detection.scaling import Scaling
 
@@ -100,6 +101,8 @@ def detector(
     network = _BUILD[model](body, classes, heads, _levels(backbone, two_stage), common)
     old = network.transform
     network.transform = Scaling(min_size, max_size, old.image_mean, old.image_std)
+    if two_stage:
+        Proposals.take_over(network.rpn)
     _seed_samplers(network)
     network.dense_by_default = dict.fromkeys(PREDICTORS[model], "a final predictor")
     return network  # type: ignore[no-any-return]
