@@ -54,7 +54,7 @@ def random_detector(
 ) -> tuple[str, nn.Module, Callable[[int], Tensor]]:
     """A detector of full size on a ResNet-50 for COCO's 80 categories, with random weights.
 
-    It finds nothing: what comes after the scores is not measured.
+    It finds next to nothing: what comes after the scores is hardly measured.
 
     Args:
         name: ``detection/faster_rcnn`` and so on.
