@@ -106,8 +106,8 @@ def latencies(lines: Sequence[Line]) -> list[str]:
         "largest difference of boxes, scores and masks from dense torch.\n",
         "The trained ones are those of SR-STE, seed 0, on the first validation image. "
         "detection/faster_rcnn is of full size (ResNet-50, 256 channels, 80 categories), its "
-        "weights random and pruned by magnitude: it finds next to nothing, so that what follows the "
-        "scores is hardly in its times; where it finds nothing there is no error to measure.\n",
+        "weights random and pruned by magnitude: it finds next to nothing, so that what follows "
+        "the scores is hardly in its times; where it finds nothing there is no error to measure.\n",
         "| detector | image | engine | ms | middle half | torch / it | best dense / it | error |",
         "|---|---|---|---|---|---|---|---|",
     ]
