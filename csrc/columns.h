@@ -43,14 +43,14 @@ struct Outlet {
       value = value < least ? least : value;
       whole ? store(y + at, value) : store_first(y + at, value, count);
     }
-    if (activation > NMS_RELU) activate_line(y + row * pitch, (Vectors - 1) * lanes + count, activation);
+    constexpr int others = (Vectors - 1) * lanes;
+    if (activation > NMS_RELU) activate_line(y + row * pitch, others + count, activation);
   }
 };
 
 // sums[row] += values * lines, for the rows of one block; `from` is null where sums begin at zero,
-// `outlet` where they are not yet complete.
-// Some rows take turns, and words of positions are loaded before they are needed: loads whose
-// address waits for a load would otherwise leave multipliers idle.
+// `outlet` where they are not complete yet. Some rows take turns, and words of positions are loaded
+// before they are needed: loads whose address waits for a load would leave the multipliers idle.
 template <int Vectors, int Slots>
 void add_block(const float* values, const std::uint32_t* places, std::int64_t windows,
                const float* lines, std::int64_t pitch, const float* from, float* to,
@@ -115,7 +115,8 @@ class Columns {
 
   Columns(const nms_product& p, std::int64_t group, std::int64_t begin, std::int64_t count)
       : p_(p), group_(group), begin_(begin), count_(count),
-        blocks_((p.rows + lanes - 1) / lanes), windows_(windows_of(p)), gather_(p, group, begin, count, line) {
+        blocks_((p.rows + lanes - 1) / lanes), windows_(windows_of(p)),
+        gather_(p, group, begin, count, line) {
     for (std::int64_t i = 0; i < count; ++i) outputs_[i] = output_of(p, gather_.pixel(i));
   }
 
@@ -184,14 +185,17 @@ class Columns {
     const std::int64_t entry = ((group_ * blocks_ + block) * p_.windows + w) * p_.slots;
     const float* values = p_.values + entry * lanes;
     const std::uint32_t* places = p_.places + entry / 8 * lanes;
+    const auto run = [&](auto* block) {
+      block(values, places, end - w, lines, pitch, sums, to, outlet);
+    };
     switch (p_.slots) {
-      case 1: return add_block<Vectors, 1>(values, places, end - w, lines, pitch, sums, to, outlet);
-      case 2: return add_block<Vectors, 2>(values, places, end - w, lines, pitch, sums, to, outlet);
-      case 4: return add_block<Vectors, 4>(values, places, end - w, lines, pitch, sums, to, outlet);
-      case 6: return add_block<Vectors, 6>(values, places, end - w, lines, pitch, sums, to, outlet);
-      case 8: return add_block<Vectors, 8>(values, places, end - w, lines, pitch, sums, to, outlet);
-      case 12: return add_block<Vectors, 12>(values, places, end - w, lines, pitch, sums, to, outlet);
-      default: return add_block<Vectors, 16>(values, places, end - w, lines, pitch, sums, to, outlet);
+      case 1: return run(add_block<Vectors, 1>);
+      case 2: return run(add_block<Vectors, 2>);
+      case 4: return run(add_block<Vectors, 4>);
+      case 6: return run(add_block<Vectors, 6>);
+      case 8: return run(add_block<Vectors, 8>);
+      case 12: return run(add_block<Vectors, 12>);
+      default: return run(add_block<Vectors, 16>);
     }
   }
 

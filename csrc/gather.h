@@ -39,7 +39,7 @@ class Gather {
   struct Piece {
     std::int64_t at;
     int first, last;
-    Between one, two;  // the same lanes in memory, where every second element is taken in two vectors
+    Between one, two;  // the same in memory: with stride 2 it lies in two vectors
   };
 
   // Where a pixel's input is, from its first channel on; -1 in the padding.
