@@ -94,6 +94,11 @@ def test_names_and_functions(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         (["nothing.safetensors"], "nothing.safetensors: no such file"),
         (["resnet51"], "did you mean 'resnet"),
         (["bench_mine:nothing"], "want 'package.module:function' on the Python path"),
+        (
+            ["bench_mine:alone", "--input", "7", "--pattern", "2:4", *QUICK],
+            "this Sequential cannot run inputs of shapes [[1, 7]]: RuntimeError: mat1 and mat2",
+        ),
+        (["bench_mine:pair", "--plot", "x.xyz"], "x.xyz: want a file that ends in .png, .svg"),
         (["bench_mine:wrong"], "nmsparsity bench: want 7, got 8\n"),
         (["bench_mine:number", "--input", "8"], "want a torch.nn.Module or a pair"),
         (["bench_mine:alone"], "came without inputs: give --input"),

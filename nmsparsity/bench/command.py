@@ -56,6 +56,8 @@ def run(words: Sequence[str]) -> list[Benchmark]:
     for path in (options.json, options.plot):
         if path and not Path(path).absolute().parent.is_dir():
             raise FileNotFoundError(f"{path}: there is no folder {Path(path).parent}")
+    if options.plot and Path(options.plot).suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--plot {options.plot}: want a file that ends in .png, .svg or .pdf")
     about = subject(options.model, options.input)
     if not about.has_batches and options.batch is not None:
         raise ValueError(f"--batch: {options.model} came with its own inputs")

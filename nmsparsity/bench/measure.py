@@ -18,6 +18,7 @@ from nmsparsity.bench.progress import Progress
 from nmsparsity.bench.result import Benchmark, Row
 from nmsparsity.bench.rounds import interleaved
 from nmsparsity.compression import CompressedReport, compress, compressed_report, decompress
+from nmsparsity.compression.check import first_line
 from nmsparsity.compression.eligible import eligible
 from nmsparsity.micro_batches import MicroBatches
 from nmsparsity.pattern import Pattern
@@ -63,7 +64,8 @@ def benchmark(
         name: of the model in the result; default its class.
 
     Raises:
-        ValueError: when no weight is N:M and no patterns are given, and for unknown engines.
+        ValueError: when no weight is N:M and no patterns are given, for unknown engines, and for
+            inputs that the model cannot run.
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
     >>> found = benchmark(model, torch.randn(16, 64), patterns="2:4", against=["torch"], rounds=1)
@@ -129,7 +131,7 @@ class _Work:
         if (why := engine.missing()) is not None:
             self.missing[name] = why
             return
-        expected = call(model, self.inputs)
+        expected = _outputs(model, self.inputs)
         try:
             engine.load()
             run, grown = footprint(
@@ -142,7 +144,7 @@ class _Work:
 
     def packed(self, name: str, dense: nn.Module, packed: nn.Module | None) -> None:
         """Pack a model, unless it is, and start it; with images in both memory formats."""
-        expected = call(dense, self.inputs)
+        expected = _outputs(dense, self.inputs)
         forms = {name: self.inputs}
         if packed is None and self.also_last:
             forms[f"{name} channels_last"] = last(self.inputs)
@@ -186,6 +188,16 @@ class _Work:
             return result
 
         return wait
+
+
+def _outputs(model: nn.Module, inputs: Any) -> Any:
+    try:
+        return call(model, inputs)
+    except Exception as error:  # What a foreign forward does with an input is beyond any list.
+        shapes = [list(x.shape) for x in tensors(inputs)]
+        raise ValueError(
+            f"this {type(model).__name__} cannot run inputs of shapes {shapes}: {first_line(error)}"
+        ) from error
 
 
 def _subjects(
