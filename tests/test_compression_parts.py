@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +103,19 @@ def test_packed_layers_are_not_packed_pruned_or_trained_again() -> None:
     rows = nm.verify(packed).rows
     assert [(row.name, row.shape) for row in rows] == [("0.weight", (8, 8)), ("1.weight", (8, 8))]
     assert all("it is packed" in row.reason for row in rows)
+
+
+def test_a_packed_model_is_saved_as_the_plain_one(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).eval()
+    nm.prune(model, "2:4", include="*")
+    packed = nm.compress(model, backend="reference")
+    with pytest.raises(ValueError, match=r"layer '0' cannot be saved: it is packed: nms"):
+        nm.save(packed, tmp_path / "m.safetensors")
+    assert not any(tmp_path.iterdir())
+    nm.save(nm.decompress(packed), tmp_path / "m.safetensors")
+    loaded = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+    nm.load(tmp_path / "m.safetensors", loaded)
+    assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
 def test_a_wrapped_model_is_unwrapped() -> None:

@@ -80,10 +80,11 @@ def save(
     Raises:
         ValueError: naming the layer and its first bad group, where a declared or given pattern
             does not hold (nothing is pruned here); naming the entry, where the ``state_dict`` has
-            something that is no tensor.
+            something that is no tensor; naming the layer, where `nmsparsity.compress` packed it.
         OSError: naming the path, where it cannot be written.
     """
     _check_model(model, "save(model, path)")
+    _check_plain(model)
     entries = _entries(model)
     for name, tensor in entries.items():
         check_storable(name, tensor)
@@ -138,6 +139,12 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> dict[str, str]:
     withdraw(found.values())
     declare({found[name]: its for name, its in contents.promises.items() if name in found})
     return contents.metadata
+
+
+def _check_plain(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if why := getattr(type(module), "why_unfit", ""):
+            raise ValueError(f"layer {name!r} cannot be saved: {why}; save that")
 
 
 def _check_model(model: nn.Module, usage: str) -> None:
