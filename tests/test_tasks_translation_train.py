@@ -358,9 +358,9 @@ def test_adam_and_its_schedules(vocabulary: Vocabulary) -> None:
             matrix = parameter.dim() > 1 and "shared" not in name
             assert group[id(parameter)] == (0.3 if matrix else 0.0), name
     root = AdamW(warmup_steps=4)
-    assert [root.share_of_lr(step, None) for step in (0, 2, 4, 16)] == [0.0, 0.5, 1.0, 0.5]
+    assert [root.share(step, 2, 10) for step in (0, 2, 4, 16)] == [0.0, 0.5, 1.0, 0.5]
     cosine = AdamW(schedule="cosine", warmup_steps=2)
-    assert [round(cosine.share_of_lr(step, 10), 3) for step in (1, 2, 6, 10)] == [0.5, 1, 0.5, 0]
+    assert [round(cosine.share(step, 2, 10), 3) for step in (1, 2, 6, 10)] == [0.5, 1, 0.5, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

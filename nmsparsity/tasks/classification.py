@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR
 
 from nmsparsity.tasks.accuracy import Accuracy
 from nmsparsity.tasks.models import classifier
-from nmsparsity.tasks.schedule import planned_steps, warmup_cosine
+from nmsparsity.tasks.schedule import warmup_cosine
 from nmsparsity.tasks.task import Task
 
 
@@ -47,6 +45,10 @@ class SGD:
             {"params": vectors, "weight_decay": decay},
         ]
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+
+    def share(self, step: int, steps_an_epoch: int, total: int) -> float:
+        """The share of the peak learning rate at an optimizer step of ``total``."""
+        return warmup_cosine(step, total, round(self.warmup_epochs * steps_an_epoch))
 
 
 class ClassificationTask(Task):
@@ -131,19 +133,3 @@ class ClassificationTask(Task):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.best_top1 = checkpoint.get("best_top1", 0.0)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer.build(self.model)
-        scheduler = LambdaLR(optimizer, self._share_of_lr)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def _share_of_lr(self, step: int) -> float:
-        """The share of the peak learning rate at an optimizer step."""
-        planned = planned_steps(self.trainer)
-        if planned is None:
-            return 0.0 if self.optimizer.warmup_epochs else 1.0
-        steps, total = planned
-        return warmup_cosine(step, total, round(self.optimizer.warmup_epochs * steps))

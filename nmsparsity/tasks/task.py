@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from nmsparsity.tasks.checkpoint import Checkpoint
+from nmsparsity.tasks.schedule import planned_steps
+
+
+class Optimizing(Protocol):
+    """The settings of an optimizer and its schedule."""
+
+    def build(self, model: nn.Module) -> Optimizer:
+        """The optimizer of a model's parameters."""
+
+    def share(self, step: int, steps_an_epoch: int, total: int) -> float:
+        """The share of the peak learning rate at an optimizer step of ``total``."""
 
 
 class Task(LightningModule):
@@ -23,11 +37,13 @@ class Task(LightningModule):
 
     Attributes:
         model: the network; its weights are what files hold.
+        optimizer: trains it; its learning rate changes at every step.
         counted: the metrics of the last validation, over all processes.
         folder: where to write more than metrics; None: nowhere.
     """
 
     model: nn.Module
+    optimizer: Optimizing
 
     def __init__(self, init_from: str | None = None) -> None:
         super().__init__()
@@ -41,6 +57,19 @@ class Task(LightningModule):
         """Load ``init_from`` once, before sparsity sets in and before a resume overwrites it."""
         if stage == "fit" and self.init_from:
             Checkpoint.read(self.init_from).load_into(self.model)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimizer.build(self.model)
+        scheduler = LambdaLR(optimizer, self._share_of_lr)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _share_of_lr(self, step: int) -> float:
+        # Before the data is open the training has no length; that is asked for step 0 alone.
+        steps, total = planned_steps(self.trainer) or (2**30, 2**30)
+        return self.optimizer.share(step, steps, total)
 
     @abstractmethod
     def result(self) -> dict[str, Any]:

@@ -8,9 +8,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from nmsparsity.tasks.detection.backbone import Backbone
 from nmsparsity.tasks.detection.dataset import Batch
@@ -183,24 +181,6 @@ class DetectionTask(Task):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.best = checkpoint.get("best", -math.inf)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer.build(self.model)
-        scheduler = LambdaLR(optimizer, self._share_of_lr)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def _share_of_lr(self, step: int) -> float:
-        """The share of the peak learning rate at an optimizer step."""
-        trainer = self.trainer
-        if trainer.num_training_batches == float("inf"):
-            # Not known before the first step, whose share is that of step 0.
-            return self.optimizer.share(0, 2**30, 2**30)
-        steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        total = trainer.max_steps if trainer.max_steps > 0 else steps * (trainer.max_epochs or 1)
-        return self.optimizer.share(step, steps, total)
 
 
 class SegmentationTask(DetectionTask):

@@ -49,10 +49,8 @@ class AdamW:
         betas = (self.beta1, self.beta2)
         return torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps)
 
-    def share_of_lr(self, step: int, total: int | None) -> float:
-        """The share of the peak learning rate at an optimizer step of ``total``; None: unknown."""
+    def share(self, step: int, steps_an_epoch: int, total: int) -> float:
+        """The share of the peak learning rate at an optimizer step of ``total``."""
         if self.schedule == "inverse_sqrt":
             return warmup_inverse_sqrt(step, self.warmup_steps)
-        if total is None:
-            return 0.0 if self.warmup_steps else 1.0
         return warmup_cosine(step, total, self.warmup_steps)

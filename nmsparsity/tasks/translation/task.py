@@ -8,13 +8,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import LambdaLR
 
 from nmsparsity.tasks.checkpoint import Checkpoint
-from nmsparsity.tasks.schedule import planned_steps
 from nmsparsity.tasks.task import Task
 from nmsparsity.tasks.translation.adam import AdamW
 from nmsparsity.tasks.translation.average import AVERAGED, AverageDense
@@ -198,18 +195,6 @@ class TranslationTask(Task):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.best_bleu = checkpoint.get("best_bleu", 0.0)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer.build(self.model)
-        scheduler = LambdaLR(optimizer, self._share_of_lr)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def _share_of_lr(self, step: int) -> float:
-        planned = planned_steps(self.trainer)
-        return self.optimizer.share_of_lr(step, None if planned is None else planned[1])
 
 
 def network(
