@@ -43,7 +43,7 @@ def model(vocabulary: Vocabulary) -> nn.Module:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("translate")
-    assert prepare(words(folder, epochs=4)).fit() is not None
+    assert prepare(words(folder, epochs=10)).fit() is not None
     return folder / "run"
 
 
@@ -160,6 +160,47 @@ def test_the_tour(run: Path, tmp_path: Path, capsys, monkeypatch) -> None:
             options += ["--input", str(tmp_path / "in.en")]
         assert cli.main(["translate", str(run), *options]) == 0
         assert capsys.readouterr().out == text
+
+
+def test_compress_packs_and_changes_no_token(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every kernel forced: on this machine small layers may stay dense."""
+    from nmsparsity.compression import compress, compressed_report
+
+    dense = read_translator(run, beam=2)
+    made = {}
+
+    def forced(model: nn.Module, example: object) -> nn.Module:
+        made["by measuring"] = compress(model, example)
+        return compress(model, example, backend="reference")
+
+    monkeypatch.setattr("nmsparsity.compression.compress", forced)
+    packed = read_translator(run, beam=2, compress=True)
+    report = compressed_report(packed.model)
+    could = [row for row in report.rows if row.pattern is not None]
+    assert len(could) == 6 + 2 * 10
+    assert all(row.kernel == "reference" for row in could)
+    measured = compressed_report(made["by measuring"]).rows
+    assert all(row.ms_packed is not None for row in measured if row.pattern is not None)
+    lines = sentences(9, 5)[0]
+    assert list(packed(lines)) == list(dense(lines))
+
+
+def test_bench_of_a_translator(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cli.main(["bench", str(run), "--batch", "1", "3", "--rounds", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "not run: channels_last, compile, onnxruntime, openvino: a translator is a loop" in said
+    assert f"greedy translation by {run}, batch 1: 1 turns each" in said
+    assert f"greedy translation by {run}, batch 3: 1 turns each" in said
+    errors = [line.split()[-1] for line in said.splitlines() if line.startswith("packed  ")]
+    assert len(errors) == 2
+    assert all(float(error) < 1e-4 for error in errors)
+    (run.parent / "set").rename(run.parent / "elsewhere")
+    assert cli.main(["bench", str(run), "--rounds", "1"]) == 2
+    assert "set NMSPARSITY_DATA" in capsys.readouterr().err
+    (run.parent / "elsewhere").rename(run.parent / "set")
 
 
 def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys) -> None:

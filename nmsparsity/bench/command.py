@@ -27,6 +27,7 @@ How fast a model is with packed N:M weights, beside dense engines, on this machi
   nmsparsity bench timm/vit_small_patch16_224 --pattern 1:4     # pruned by magnitude
   nmsparsity bench runs/cells --batch 4                # a detector: images of its validation split
   nmsparsity bench detection/faster_rcnn --pattern 2:4 --input 3x320x480
+  nmsparsity bench runs/en-de --batch 1 32     # a translator translates, greedily, by torch
   nmsparsity bench my.module:model --threads 1 --json found.json --plot found.png
 
 A function gives the model, or a pair of model and inputs (a tensor, a tuple, or a dict).
@@ -61,6 +62,11 @@ def run(words: Sequence[str]) -> list[Benchmark]:
     about = subject(options.model, options.input)
     if not about.has_batches and options.batch is not None:
         raise ValueError(f"--batch: {options.model} came with its own inputs")
+    if about.engines is not None:
+        others = [name for name in against if name not in about.engines]
+        against = [name for name in against if name in about.engines]
+        if others:
+            print(f"not run: {', '.join(others)}: {about.why}\n", flush=True)
     found = []
     for size in options.batch or [1]:
         found.append(

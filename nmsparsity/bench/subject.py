@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nmsparsity.bench.detectors import PREFIX, is_detector, random_detector, trained_detector
+from nmsparsity.bench.translators import ENGINES, LOOP, is_translator, trained_translator
 from nmsparsity.promises import declare
 from nmsparsity.sites import sites
 from nmsparsity.tasks.checkpoint import Checkpoint
@@ -30,24 +31,28 @@ class Subject:
         model: in eval mode.
         shape: of one input, without the batch; None where ``inputs`` are given.
         inputs: all arguments, where the model came with them.
-        image: of a detector, which takes a list of images: the image of a number.
+        batches: inputs by the size of the batch, where they are no tensor of random numbers.
+        engines: those that can run it; None: it may be tried with all.
+        why: no others can.
     """
 
     name: str
     model: nn.Module
     shape: tuple[int, ...] | None = None
     inputs: Any = None
-    image: Callable[[int], Tensor] | None = None
+    batches: Callable[[int], Any] | None = None
+    engines: tuple[str, ...] | None = None
+    why: str = ""
 
     @property
     def has_batches(self) -> bool:
         """Whether there are inputs of any number."""
-        return self.shape is not None or self.image is not None
+        return self.shape is not None or self.batches is not None
 
     def batch(self, size: int) -> Any:
-        """Inputs, the same at every call: random numbers, or images for a detector."""
-        if self.image is not None:
-            return [self.image(number) for number in range(size)]
+        """Inputs, the same at every call: random numbers, images for a detector, sentences."""
+        if self.batches is not None:
+            return self.batches(size)
         if self.shape is None:
             return self.inputs
         return torch.randn(size, *self.shape, generator=torch.Generator().manual_seed(0))
@@ -71,7 +76,7 @@ def subject(text: str, shape: tuple[int, ...] | None = None) -> Subject:
         return _of_file(text, shape)
     if text.startswith(PREFIX):
         name, detector, image = random_detector(text, shape)
-        return Subject(name, detector, image=image)
+        return Subject(name, detector, batches=_list_of(image))
     if ("/" in text and not text.startswith("timm/")) or text.endswith((".ckpt", ".safetensors")):
         raise FileNotFoundError(f"{text}: no such file or run folder")
     if ":" in text:
@@ -85,7 +90,11 @@ def _of_file(path: str, shape: tuple[int, ...] | None) -> Subject:
     config = checkpoint.config or {}
     if is_detector(config):
         found, detector, image = trained_detector(path, shape)
-        return Subject(found, detector, image=image)
+        return Subject(found, detector, batches=_list_of(image))
+    if is_translator(config):
+        translator, batches = trained_translator(checkpoint)
+        name = f"greedy translation by {path}"
+        return Subject(name, translator, batches=batches, engines=ENGINES, why=LOOP)
     task = config.get("task", {})
     name = task.get("model")
     if not isinstance(name, str) or config.get("kind", DEFAULT) != DEFAULT:
@@ -101,6 +110,11 @@ def _of_file(path: str, shape: tuple[int, ...] | None) -> Subject:
     declare({site: known[site.name] for site in sites(model) if site.name in known})
     shape = shape or _of_data(checkpoint.path, config.get("data") or {}, channels)
     return Subject(f"{name} of {path}", model.eval(), shape)
+
+
+def _list_of(image: Callable[[int], Tensor]) -> Callable[[int], list[Tensor]]:
+    """What a detector takes: a list of images."""
+    return lambda size: [image(number) for number in range(size)]
 
 
 def _sizes(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]) -> tuple[int, int]:

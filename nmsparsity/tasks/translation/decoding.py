@@ -43,10 +43,18 @@ class Decoder:
         Keys and values of earlier tokens are kept, not computed again. A translation that is twice
         as long as the longest source and 10 tokens more is stopped, and says so.
         """
+        rows = self.generate(model, vocabulary, source)
+        # The first token is the start, in some models the same as the end.
+        ids = [row[1:] for row in rows.tolist()]
+        return [Translation(vocabulary.decode(row), vocabulary.end in row, len(row)) for row in ids]
+
+    def generate(
+        self, model: nn.Module, vocabulary: Vocabulary, source: Tensor, **more: Any
+    ) -> Any:
+        """What transformers' ``generate`` gives: token numbers; ``more`` is for its settings."""
         made, settings = cast(Any, model), cast(Any, GenerationConfig)
-        length = min(self.limit, 2 * source.shape[1] + 10)
         config = settings(
-            max_new_tokens=length,
+            max_new_tokens=min(self.limit, 2 * source.shape[1] + 10),
             num_beams=self.beam,
             # Without a beam there is nothing to compare, and transformers complains.
             **({"length_penalty": self.length_penalty} if self.beam > 1 else {}),
@@ -56,12 +64,10 @@ class Decoder:
             eos_token_id=vocabulary.end,
             decoder_start_token_id=made.config.decoder_start_token_id,
             suppress_tokens=[vocabulary.pad],
+            **more,
         )
         mask = source.ne(vocabulary.pad).long()
-        rows = made.generate(input_ids=source, attention_mask=mask, generation_config=config)
-        # The first token is the start, in some models the same as the end.
-        ids = [row[1:] for row in rows.tolist()]
-        return [Translation(vocabulary.decode(row), vocabulary.end in row, len(row)) for row in ids]
+        return made.generate(input_ids=source, attention_mask=mask, generation_config=config)
 
 
 @dataclass(frozen=True)

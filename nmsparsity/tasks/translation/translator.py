@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from nmsparsity.promises import declare
+from nmsparsity.sites import sites
 from nmsparsity.tasks.checkpoint import Checkpoint
 from nmsparsity.tasks.translation.data import VOCABULARY
 from nmsparsity.tasks.translation.decoding import Decoder
@@ -138,7 +140,13 @@ def read_translator(
     Raises:
         FileNotFoundError, ValueError: as `Checkpoint.read`, and if the file is no translator.
     """
-    checkpoint = Checkpoint.read(path)
+    return translator_of(Checkpoint.read(path), beam, length_penalty, compress)
+
+
+def translator_of(
+    checkpoint: Checkpoint, beam: int = 4, length_penalty: float = 0.6, compress: bool = False
+) -> Translator:
+    """`read_translator`, of what is read already."""
     texts = checkpoint.attachments
     if MODEL not in texts or VOCABULARY not in texts:
         raise ValueError(
@@ -148,10 +156,12 @@ def read_translator(
     vocabulary, model = Vocabulary(texts[VOCABULARY]), described(texts[MODEL])
     checkpoint.load_into(model)
     model.eval()
-    limit = _limit(checkpoint, model)
+    found = {site.name: site for site in sites(model)}
+    declare({found[n]: its for n, its in checkpoint.patterns.items() if n in found})
+    decoder = Decoder(beam, length_penalty, _limit(checkpoint, model))
     if compress:
-        model = compressed(model, vocabulary, checkpoint)
-    return Translator(model, vocabulary, Decoder(beam, length_penalty, limit))
+        model = compressed(model, vocabulary, decoder)
+    return Translator(model, vocabulary, decoder)
 
 
 def _limit(checkpoint: Checkpoint, model: Any) -> int:
@@ -161,19 +171,9 @@ def _limit(checkpoint: Checkpoint, model: Any) -> int:
     return min((int(limit) for limit in known if limit), default=1024)
 
 
-def compressed(model: nn.Module, vocabulary: Vocabulary, checkpoint: Checkpoint) -> nn.Module:
-    """A copy with packed layers, each chosen by timing it on a sentence of 16 tokens."""
+def compressed(model: nn.Module, vocabulary: Vocabulary, decoder: Decoder) -> nn.Module:
+    """A copy with packed layers, each chosen by timing it as 8 sentences of 16 tokens use it."""
     from nmsparsity.compression import compress
-    from nmsparsity.promises import declare
-    from nmsparsity.sites import sites
 
-    found = {site.name: site for site in sites(model)}
-    declare({found[n]: its for n, its in checkpoint.patterns.items() if n in found})
     source: Tensor = torch.full((8, 16), vocabulary.end)
-    example = {
-        "input_ids": source,
-        "attention_mask": torch.ones_like(source),
-        "decoder_input_ids": source[:, :1],
-        "use_cache": False,
-    }
-    return compress(model, example)
+    return compress(model, lambda made: decoder(made, vocabulary, source))
