@@ -72,7 +72,7 @@ def section(results: Path, name: str, lines: Sequence[Line]) -> list[str]:
     head = " | ".join(metric.replace("_", " ").replace("ap", "AP") for metric in metrics)
     found = [
         f"## {TITLES[name]}\n",
-        f"| pattern | method | {head} | less dense, by seed | density | bytes | seeds |",
+        f"| pattern | method | {head} | difference from dense, by seed | density | bytes | seeds |",
         "|---|---|" + "---|" * (len(metrics) + 4),
     ]
     for group in groups(lines):
@@ -137,14 +137,14 @@ def plot(lines: Sequence[Line], name: str, path: Path) -> None:
     styles = {"": "-", "2:4": "-", "1:4": "--"}
     for panel, (key, label) in zip(axes, panels.items(), strict=True):
         for group in groups(lines):
-            curves = [[row for row in line["curve"] if key in row] for line in group]
-            if not all(curves) or (key.startswith("sparsity") and group[0]["method"] == "dense"):
-                continue
-            rows = list(zip(*curves, strict=False))
+            curves = [{r["epoch"]: r[key] for r in line["curve"] if key in r} for line in group]
             first = group[0]
+            epochs = sorted(set.intersection(*map(set, curves)))
+            if not epochs or (key.startswith("sparsity") and first["method"] == "dense"):
+                continue
             panel.plot(
-                [its[0]["epoch"] for its in rows],
-                [statistics.mean(row[key] for row in its) for its in rows],
+                epochs,
+                [statistics.mean(curve[epoch] for curve in curves) for epoch in epochs],
                 styles.get(first["pattern"], ":"),
                 color=COLORS[first["method"]],
                 label=f"{NAMES[first['method']]} {first['pattern']}",
