@@ -181,8 +181,10 @@ SHOWN = ("top1", "box_ap", "mask_ap")
 def measure_all(options: argparse.Namespace) -> None:
     """Latency as ``nmsparsity bench`` measures it: of the trained detectors of seed 0, packed and
     dense, all engines in turns; then of a Faster R-CNN of full size with random weights."""
+    from nmsparsity import keep_memory
     from nmsparsity.bench.subject import subject
 
+    keep_memory()
     if options.root:
         os.environ["NMSPARSITY_DATA"] = options.root
     done = {line["key"] for line in read_lines(options.latency_results)}
