@@ -33,7 +33,7 @@ def markdown(name: str, lines: Sequence[Line]) -> str:
         [
             f"# {name}: BLEU and chrF on Multi30k, English to German\n",
             f"{int(first['sentences']):,} sentences of the {first['split']} split, beam search by "
-            f"{what}; mean ± standard error of {len(seeds)} seeds. One recipe for all: "
+            f"{what}; {_seeds(len(seeds))}. One recipe for all: "
             f"`recipes/translation/multi30k_dense.yaml`, {first['epochs']} epochs"
             f"{', with ' + ' '.join(first['overrides']) if first['overrides'] else ''}. "
             "Attention and feed-forward layers are sparse, embeddings and output layer dense.\n",
@@ -53,6 +53,10 @@ def markdown(name: str, lines: Sequence[Line]) -> str:
             "```\n",
         ]
     )
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean ± standard error of {count} seeds"
 
 
 def groups(lines: Iterable[Line]) -> list[list[Line]]:
@@ -92,25 +96,27 @@ def differences(lines: Sequence[Line]) -> list[str]:
 
 
 def plot_bleu(lines: Sequence[Line], path: Path) -> None:
-    """Validation BLEU (greedy) of every epoch, of the first seed."""
+    """BLEU of every run by method, a panel for each pattern; the dashed lines are dense."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     patterns = list(dict.fromkeys(line["pattern"] for line in lines if line["pattern"])) or [""]
+    variants = list(dict.fromkeys(line["variant"] for line in lines if line["pattern"]))
     figure, axes = pyplot.subplots(
-        1, len(patterns), figsize=(4.5 * len(patterns), 3.6), sharey=True, squeeze=False
+        1, len(patterns), figsize=(3.6 * len(patterns), 3.6), sharey=True, squeeze=False
     )
-    first = min(line["seed"] for line in lines)
     for pattern, axis in zip(patterns, axes[0], strict=True):
         for line in lines:
-            if line["seed"] == first and line["pattern"] in ("", pattern):
-                curve = [epoch["val/bleu"] for epoch in line["curve"]]
-                axis.plot(range(1, len(curve) + 1), curve, label=label(line))
-        axis.set(title=pattern or "dense", xlabel="epoch")
-    axes[0][0].set_ylabel("BLEU, validation, greedy")
-    axes[0][0].legend(fontsize=7)
+            if line["variant"] == "dense":
+                axis.axhline(line["bleu"], color="grey", linestyle="--", linewidth=0.8)
+            elif line["pattern"] == pattern:
+                axis.plot(variants.index(line["variant"]), line["bleu"], "o", color="tab:blue")
+        axis.set_title(pattern or "dense")
+        axis.set_xticks(range(len(variants)), variants, rotation=60, ha="right", fontsize=8)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0][0].set_ylabel("BLEU, beam search")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

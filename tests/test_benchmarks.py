@@ -250,3 +250,27 @@ def test_the_report_of_detectors(tmp_path: Path) -> None:
     assert "| bccd, 2:4 | 4x5 | packed | 6.0 | 5.0 to 7.0 | 2.00 | 2.00 | - |" in text
     assert "bccd, 2:4: compile was not run: no compiler" in text
     assert (tmp_path / "found-bccd.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_of_translators(tmp_path: Path) -> None:
+    import translation_report
+
+    lines = []
+    for seed, variant, pattern, bleu in [
+        *((0, "dense", "", 30.0), (1, "dense", "", 32.0)),
+        *((0, "sr_ste", "2:4", 31.0), (1, "sr_ste", "2:4", 31.5)),
+    ]:
+        key = {"variant": variant, "pattern": pattern, "seed": seed}
+        decay = None if variant == "dense" else 2e-4
+        scores = {"bleu": bleu, "chrf": 50.0, "perplexity": 8.0, "sentences": 1000.0}
+        facts = {"split": "test", "averaged": False, "epochs": 3, "overrides": [], "density": 0.5}
+        more = {"sad": 5, "cpu_seconds": 60.0, "torch": "2", "signatures": ["b", "c"]}
+        lines.append({**key, "decay": decay, **scores, **facts, **more, "command": "python x"})
+    translation_report.write_report(tmp_path / "found.jsonl", lines)
+    text = (tmp_path / "found.md").read_text()
+    assert "mean ± standard error of 2 seeds" in text
+    assert "| 2:4 | sr_ste λ=0.0002 | 31.25 ± 0.25 | 50.00 ± 0.00 |" in text
+    assert "| 2:4 | sr_ste λ=0.0002 | 0.25 ± 0.75 |" in text, "by seed: 1.0 and -0.5"
+    assert (tmp_path / "found-bleu.png").read_bytes().startswith(b"\x89PNG")
+    translation_report.write_report(tmp_path / "one.jsonl", lines[::2])
+    assert "one seed" in (tmp_path / "one.md").read_text()
