@@ -72,6 +72,9 @@ def test_without_the_data_it_says_what_to_give(
         assert subject(str(run), (3, 40, 50)).batch(2)[1].shape == (3, 40, 50)
         assert cli.main(["bench", str(run), *QUICK, "--input", "1x40x50"]) == 2
         assert "--input 1x40x50: want 3xHEIGHTxWIDTH" in capsys.readouterr().err
+        more = ["--input", "3x40x50", "--batch", "2", "--micro-batch", "1"]
+        assert cli.main(["bench", str(run), *QUICK, *more]) == 2
+        assert "--micro-batch: a detector takes a list of images" in capsys.readouterr().err
     finally:
         away.rename(run.parent / "set")
 

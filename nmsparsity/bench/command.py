@@ -67,6 +67,8 @@ def run(words: Sequence[str]) -> list[Benchmark]:
         against = [name for name in against if name in about.engines]
         if others:
             print(f"not run: {', '.join(others)}: {about.why}\n", flush=True)
+    if options.micro_batch is not None and isinstance(about.batch(1), list):
+        raise ValueError("--micro-batch: a detector takes a list of images; leave it out")
     found = []
     for size in options.batch or [1]:
         found.append(
