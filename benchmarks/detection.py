@@ -15,7 +15,6 @@ pattern. What is reported is the last epoch, on the validation split; nothing is
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -23,6 +22,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from ledger import append, read_lines
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -142,20 +143,6 @@ def _curve(file: Path) -> list[dict[str, float]]:
 
     with file.open() as rows:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(rows)]
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """What is finished; a half-written last line is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def train_all(options: argparse.Namespace) -> None:
