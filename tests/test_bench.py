@@ -52,8 +52,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_turns_alternate_and_warm_up_is_not_counted(clock: list[float]) -> None:
+def test_turns_alternate_and_warm_up_is_not_counted(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
+    monkeypatch.setattr(rounds, "sleep", lambda seconds: calls.append("-"))
 
     def lasting(name: str, seconds: float) -> Callable[[], None]:
         def run() -> None:
@@ -65,7 +68,8 @@ def test_turns_alternate_and_warm_up_is_not_counted(clock: list[float]) -> None:
     ticks: list[str] = []
     # Both last longer than the least length of a turn: they are not repeated.
     times = interleaved({"a": lasting("a", 3e-3), "b": lasting("b", 1.0)}, 3, ticks.append)
-    assert calls == [*"aaaa", *"bb", *"ababab"]
+    # A pause before every turn: waiting threads of the one before fall asleep.
+    assert calls == [*"aaaa", *"bb", *"-a-b-a-b-a-b"]
     assert ticks == list("ababab")
     assert times["a"].turns == pytest.approx([3e-3] * 3)
     with pytest.raises(ValueError, match="rounds 0: want 1 or more"):

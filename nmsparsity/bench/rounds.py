@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Protocol, runtime_checkable
 
 _LEAST = 2e-3  # seconds: shorter calls are repeated within their turn
+_PAUSE = 2e-2  # seconds: threads of the one before, which wait awake, fall asleep
 
 Run = Callable[[], object]
 
@@ -59,6 +60,9 @@ def interleaved(
 ) -> dict[str, Times]:
     """Let calls take turns: A, B, C, A, B, C, ...; each is called two to four times before.
 
+    Between turns is a pause: thread pools wait for their next work awake for some milliseconds, and
+    would take the cores from the pool of the next call.
+
     Args:
         runs: calls by name.
         rounds: how many turns each has; one turn lasts 2 ms at least.
@@ -79,9 +83,16 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            times[name].append(_seconds(run, repeats[name]))
+            times[name].append(_turn(run, repeats[name]))
             tick(name)
     return {name: Times(tuple(turns)) for name, turns in times.items()}
+
+
+def _turn(run: Run, repeats: int) -> float:
+    sleep(_PAUSE)
+    if repeats > 1:
+        run()  # Its own threads wake up.
+    return _seconds(run, repeats)
 
 
 def _repeats(run: Run) -> int:
