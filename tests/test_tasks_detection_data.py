@@ -101,6 +101,8 @@ def test_what_a_json_holds(folder: Path) -> None:
             "annotation 10 has the area inf",
         ),
         (lambda c: c["images"][0].update(id="a"), r"images\[0\] has the id 'a': want a whole"),
+        (lambda c: c["annotations"][0].update(iscrowd="0"), "has the iscrowd '0': want 0 or 1"),
+        (lambda c: c["images"][0].update(file_name=5), r"has the file_name 5: want a text"),
         (lambda c: c["images"][0].update(width=96.5), r"images\[0\] has the width 96.5: want a"),
         (lambda c: c["annotations"].insert(0, [1]), r"annotations\[0\] is \[1\]: want an object"),
         (lambda c: c["images"][0].pop("width"), r"images\[0\] has no width"),
@@ -127,6 +129,8 @@ def test_what_is_left_out_is_listed(folder: Path) -> None:
         content["annotations"][0]["bbox"] = [10, 10, 0, 5]
         content["annotations"][1]["bbox"] = [-500, 0, 20, 20]
         content["annotations"][2]["bbox"] = [-5, 10, 20, 20]
+        content["annotations"][3]["segmentation"] = [[1, 1, 5, 1, 9, 1]]
+        content["annotations"][4]["segmentation"] = {"size": [64, 96], "counts": [6144]}
 
     whole = read(folder)
     edit(folder / "instances_train.json", change)
@@ -135,9 +139,11 @@ def test_what_is_left_out_is_listed(folder: Path) -> None:
         "box without area",
         "box outside its image",
         "box over the border (clipped)",
+        "mask without area",
+        "mask without area",
     ]
     count = sum(len(p.objects) for p in found.photos)
-    assert count == sum(len(p.objects) for p in whole.photos) - 2
+    assert count == sum(len(p.objects) for p in whole.photos) - 4
     assert "1 x box without area: annotation 10" in str(found)
     boxes = [its.box for photo in found.photos for its in photo.objects]
     assert (0.0, 10.0, 15.0, 30.0) in boxes

@@ -158,7 +158,9 @@ def test_pycocotools_own_summary_says_the_same(tmp_path: Path, capsys) -> None:
     file = folder / "instances_val.json"
     data = read_coco(file, folder / "val")
     results = noisy(data)
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    # With boxes it would take the areas of found masks from them.
+    masks = [{k: v for k, v in its.items() if k != "bbox"} for its in results]
+    (tmp_path / "results.json").write_text(json.dumps(masks))
     theirs = COCO(str(file))
     counting = COCOeval(theirs, theirs.loadRes(str(tmp_path / "results.json")), "segm")
     counting.evaluate()
@@ -169,6 +171,39 @@ def test_pycocotools_own_summary_says_the_same(tmp_path: Path, capsys) -> None:
     names += ["ar1", "ar10", "ar", "ar_small", "ar_medium", "ar_large"]
     stats = [100 * value if value > -1 else -1 for value in counting.stats]
     assert [ours[name] for name in names] == pytest.approx(stats, abs=1e-3)
+
+
+def test_areas_of_found_masks_are_theirs_not_their_boxes(tmp_path: Path) -> None:
+    """A thin diagonal is small, though its box is large: as a wrong one it harms small objects."""
+    outline = [[0.0, 0.0, 20.0, 0.0, 20.0, 20.0, 0.0, 20.0]]
+    objects = (Object(1, (0, 0, 20, 20), 400.0, False, outline),)
+    photo = Photo(2**60, Path("5.png"), 200, 200, objects)
+    data = CocoSet(Path("x.json"), (photo,), {9: "a"}, ())
+    masks = torch.zeros(2, 1, 200, 200)
+    masks[0, 0, torch.arange(50, 200), torch.arange(50, 200)] = 1
+    masks[1, 0, :20, :20] = 1
+    there = found((50, 50, 200, 200, 0.9), (0, 0, 20, 20, 0.8)) | {"masks": masks}
+    results = as_results(there, photo.id, [9])
+    assert score(ground_truth(data), results, "segm")["ap_small"] == pytest.approx(50)
+    assert score(ground_truth(data), results, "bbox")["ap_small"] == pytest.approx(100)
+    assert results[0]["image_id"] == 2**60
+
+
+def test_a_crowd_without_a_mask_is_its_box() -> None:
+    outline = [[0.0, 0.0, 20.0, 0.0, 20.0, 20.0, 0.0, 20.0]]
+    objects = (
+        Object(1, (0, 0, 20, 20), 400.0, False, outline),
+        Object(1, (100, 100, 150, 150), 2500.0, True, None),
+    )
+    photo = Photo(5, Path("5.png"), 200, 200, objects)
+    data = CocoSet(Path("x.json"), (photo,), {9: "a"}, ())
+    assert data.has_masks
+    masks = torch.zeros(2, 1, 200, 200)
+    masks[0, 0, 110:140, 110:140] = 1
+    masks[1, 0, :20, :20] = 1
+    there = found((110, 110, 140, 140, 0.9), (0, 0, 20, 20, 0.8)) | {"masks": masks}
+    results = as_results(there, 5, [9])
+    assert score(ground_truth(data), results, "segm")["ap"] == pytest.approx(100)
 
 
 def test_results_are_coco_results() -> None:

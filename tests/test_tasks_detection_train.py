@@ -130,6 +130,37 @@ def test_anyone_can_rescore_the_predictions(trained: tuple[Path, str]) -> None:
     assert result[f"{name}_ar"] == pytest.approx(100 * counting.stats[8], abs=1e-3)
 
 
+def test_a_part_of_the_set_can_be_counted(trained: tuple[Path, str]) -> None:
+    """Lightning: 1 is one batch, 1.0 are all."""
+    folder, _ = trained
+    counted, _ = evaluate([str(folder / "run"), "--trainer.limit_val_batches", "1"])
+    assert 0 < counted["images"] < 5
+    assert evaluate([str(folder / "run")])[0]["images"] == 5
+
+
+def test_categories_of_other_data_are_refused(trained: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = trained
+    write_coco(tmp_path / "set")
+    for split in ("train", "val"):
+        file = tmp_path / "set" / f"instances_{split}.json"
+        file.write_text(file.read_text().replace('"square"', '"circle"'))
+    with pytest.raises(ValueError, match=r"'circle'.*the detector learned .*'square'"):
+        evaluate([str(folder / "run"), "--data.source", str(tmp_path / "set")])
+
+
+def test_predictions_stay_when_nothing_is_validated(trained: tuple[Path, str]) -> None:
+    """As when a run was killed between its last checkpoint and its result."""
+    folder, kind = trained
+    run = folder / "run"
+    before, result = (run / "predictions.json").read_bytes(), (run / "result.json").read_bytes()
+    (run / "result.json").unlink()
+    more = ["--task.model_options.box_score_thresh", "0.0"]
+    more += [] if kind == "segmentation" else ["--task.model", "faster_rcnn"]
+    assert prepare(words(folder, *more, kind=kind)).fit() is not None
+    assert (run / "predictions.json").read_bytes() == before
+    assert json.loads((run / "result.json").read_bytes()) == json.loads(result)
+
+
 def test_packed_says_the_same(trained: tuple[Path, str], capsys) -> None:
     folder, kind = trained
     packed = str(folder / "packed.safetensors")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nmsparsity.tasks.detection.outlines import Segmentation, is_number, why_no_mask
+from nmsparsity.tasks.detection.outlines import Segmentation, has_area, is_number, why_no_mask
 from nmsparsity.tasks.detection.pixels import unknown_range
 
 Missing = Literal["error", "skip"]
@@ -148,8 +148,9 @@ def _load(file: Path) -> dict[str, Any]:
             if lacking := [name for name in names if name not in entry]:
                 raise ValueError(f"{place} has no {', '.join(lacking)}")
             for name in names:
-                if name not in _TEXTS and type(entry[name]) is not int:
-                    raise ValueError(f"{place} has the {name} {entry[name]!r}: want a whole number")
+                kind, what = (str, "text") if name in _TEXTS else (int, "whole number")
+                if type(entry[name]) is not kind:
+                    raise ValueError(f"{place} has the {name} {entry[name]!r}: want a {what}")
     return content
 
 
@@ -228,6 +229,9 @@ def _object(
     segmentation = note.get("segmentation") or None
     if segmentation is not None and (why := why_no_mask(segmentation, *size)):
         raise ValueError(f"{file}: {where} has {why}; mend the json")
+    if segmentation is not None and not has_area(segmentation):
+        skipped.append(("mask without area", where))
+        return None
     left, top, width, height = _box(file, where, note.get("bbox"))
     if not (width > 0 and height > 0):
         skipped.append(("box without area", where))
@@ -240,11 +244,13 @@ def _object(
     over = (inside[0] - left, inside[1] - top, left + width - inside[2], top + height - inside[3])
     if max(over) > 0.02:
         skipped.append(("box over the border (clipped)", where))
-    crowd = bool(note.get("iscrowd", 0))
+    crowd = note.get("iscrowd")
+    if crowd not in (None, 0, 1):
+        raise ValueError(f"{file}: {where} has the iscrowd {crowd!r}: want 0 or 1")
     area = note.get("area", width * height)
     if not is_number(area):
         raise ValueError(f"{file}: {where} has the area {area!r}: want a number")
-    return Object(labels[note["category_id"]], inside, float(area), crowd, segmentation)
+    return Object(labels[note["category_id"]], inside, float(area), bool(crowd), segmentation)
 
 
 def _box(file: Path, where: str, box: Any) -> list[float]:

@@ -48,7 +48,8 @@ class Gallery(Callback):
             return
         task: Any = module
         path = folders[0].path
-        write_results(task.results, path / "predictions.json")
+        if task.precision is not None:  # Else this process has validated nothing.
+            write_results(task.results, path / "predictions.json")
         data: CocoSet = trainer.datamodule.evaluation  # type: ignore[attr-defined]
         save_image(grid([task.model], data, self.count), path / "predictions.png")
         for history in callbacks:

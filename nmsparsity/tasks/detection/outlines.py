@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 Segmentation: TypeAlias = list[list[float]] | dict[str, Any]
@@ -32,6 +32,27 @@ def why_no_mask(segmentation: Any, width: int, height: int) -> str | None:
             if min(values) < -side or max(values) > 2 * side:
                 return f"a polygon that reaches far out of its image ({min(values)}, {max(values)})"
     return None
+
+
+def has_area(segmentation: Segmentation) -> bool:
+    """Whether a sound segmentation holds anything.
+
+    >>> has_area([[0, 0, 4, 0, 4, 3]]), has_area([[0, 0, 4, 0, 8, 0]])
+    (True, False)
+    """
+    if isinstance(segmentation, Mapping):
+        counts = segmentation["counts"]
+        runs = read_runs(counts) if isinstance(counts, str) else counts
+        return any(run > 0 for run in runs[1::2])
+    return any(_twice_area(polygon[::2], polygon[1::2]) != 0 for polygon in segmentation)
+
+
+def _twice_area(x: Sequence[float], y: Sequence[float]) -> float:
+    """The shoelace formula, from the first corner; the sign is that of the direction."""
+    across, up = [its - x[0] for its in x], [its - y[0] for its in y]
+    return math.fsum(
+        across[i] * up[i + 1] - across[i + 1] * up[i] for i in range(1, len(across) - 1)
+    )
 
 
 def is_number(value: object) -> bool:

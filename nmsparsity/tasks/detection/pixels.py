@@ -32,7 +32,7 @@ def read_image(path: str | Path) -> Tensor:
             pixels: Tensor = tv_tensors.Image(functional.pil_to_tensor(whole.convert("RGB")))
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except (OSError, SyntaxError) as error:  # Pillow's word for a damaged PNG.
         raise OSError(f"{path}: not to be read as an image ({error})") from error
     return pixels
 

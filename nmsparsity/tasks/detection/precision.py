@@ -133,8 +133,10 @@ def ground_truth(data: CocoSet, numbers: Sequence[int] | None = None) -> dict[st
                 "area": its.area,
                 "iscrowd": int(its.crowd),
             }
-            mask = {} if its.segmentation is None else {"segmentation": its.segmentation}
-            notes.append({**note, **mask})
+            outline = its.segmentation
+            if outline is None and its.crowd:  # Any segmenter may find what it likes in its box.
+                outline = [[left, top, right, top, right, bottom, left, bottom]]
+            notes.append(note if outline is None else {**note, "segmentation": outline})
     return {
         "images": [
             {"id": p.id, "file_name": p.path.name, "width": p.width, "height": p.height}
@@ -163,18 +165,28 @@ def score_with(
     max_detections: int,
 ) -> dict[str, float]:
     """The same with the classes of a library like pycocotools."""
+    # Neither takes ids of more than 53 bits.
+    place = {image["id"]: number for number, image in enumerate(truth["images"], 1)}
+    # With boxes beside the masks both would sort found masks into small and large by their boxes.
+    unused = "bbox" if kind == "segm" else "segmentation"
+    found = [
+        {k: v for k, v in its.items() if k != unused} | {"image_id": place[its["image_id"]]}
+        for its in results
+    ]
     # Both libraries write into what they are given, and print.
     with contextlib.redirect_stdout(io.StringIO()):
         whole = coco()
         whole.dataset = {
             **truth,
-            "annotations": [dict(note) for note in truth["annotations"]],
-            "images": [dict(image) for image in truth["images"]],
+            "annotations": [
+                note | {"image_id": place[note["image_id"]]} for note in truth["annotations"]
+            ],
+            "images": [image | {"id": place[image["id"]]} for image in truth["images"]],
         }
         whole.createIndex()
         if not results:
             return _summary(None, truth, max_detections)
-        counting = evaluator(whole, whole.loadRes([dict(its) for its in results]), kind)
+        counting = evaluator(whole, whole.loadRes(found), kind)
         counting.params.maxDets = sorted({1, 10, max_detections})
         counting.evaluate()
         counting.accumulate()

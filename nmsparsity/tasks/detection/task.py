@@ -68,8 +68,15 @@ class DetectionTask(Task):
         attached: dict[str, str] | None = None,
     ) -> None:
         super().__init__(init_from)
-        if categories is None and attached is not None and CATEGORIES in attached:
-            categories = {int(key): its for key, its in json.loads(attached[CATEGORIES]).items()}
+        if attached is not None and CATEGORIES in attached:
+            learned = {int(key): its for key, its in json.loads(attached[CATEGORIES]).items()}
+            if categories not in (None, learned):
+                raise ValueError(
+                    f"the data has the categories {categories}, the detector learned {learned}: "
+                    "give the json the same ids and names, or train for the new ones with "
+                    "--task.init_from"
+                )
+            categories = learned
         if not categories:
             raise ValueError(f"categories {categories}: want names by id, of one at least")
         chosen: Model = model
@@ -158,7 +165,10 @@ class DetectionTask(Task):
         assert self.precision is not None
         trainer = self.trainer
         options: Any = trainer
-        self.precision.gather(whole=not options.fast_dev_run and options.limit_val_batches == 1.0)
+        # Lightning: 1 is one batch, 1.0 all of them.
+        share = options.limit_val_batches
+        whole = isinstance(share, float) and share == 1.0
+        self.precision.gather(whole=whole and not options.fast_dev_run)
         self.counted, self.results = self.precision.compute(), self.precision.results
         logged = dict(self.counted)
         if trainer.state.fn == "fit":
@@ -192,5 +202,10 @@ class SegmentationTask(DetectionTask):
 
     monitor = "mask_ap"
 
-    def __init__(self, model: Literal["mask_rcnn"] = "mask_rcnn", **options: Any) -> None:
-        super().__init__(model, **options)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        model: Literal["mask_rcnn"] = "mask_rcnn",
+        attached: dict[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, attached=attached, **options)  # type: ignore[arg-type]
