@@ -215,6 +215,9 @@ def test_a_run_folder_with_damaged_files(
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = one_line(capsys, "inspect", str(tmp_path))
     assert f"{tmp_path}: a folder without best.ckpt: no run, or one" in line
+    (tmp_path / "last.ckpt").touch()
+    line = one_line(capsys, "inspect", str(tmp_path))
+    assert f"a run without a validation so far, and so without a best.ckpt; give {tmp_path}" in line
 
 
 def test_a_packed_file_needs_no_suffix(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

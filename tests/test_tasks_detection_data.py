@@ -85,6 +85,10 @@ def test_what_a_json_holds(folder: Path) -> None:
             lambda c: c["annotations"][0].update(segmentation={"size": [64, 96], "counts": [-1]}),
             "a mask whose counts are no run lengths",
         ),
+        (
+            lambda c: c["annotations"][0].update(segmentation={"size": [64, 96], "counts": "06P"}),
+            "a mask whose counts are no run lengths",
+        ),
         (lambda c: c["annotations"][0].update(segmentation="x"), "segmentation 'x': want polygons"),
         (polygon(float("nan")), "annotation 10 has a polygon with coordinates that are no numbers"),
         (
@@ -147,6 +151,11 @@ def test_what_is_left_out_is_listed(folder: Path) -> None:
     assert "1 x box without area: annotation 10" in str(found)
     boxes = [its.box for photo in found.photos for its in photo.objects]
     assert (0.0, 10.0, 15.0, 30.0) in boxes
+
+
+def test_a_file_name_may_begin_with_a_dot(folder: Path) -> None:
+    edit(folder / "instances_train.json", lambda c: c["images"][0].update(file_name="./0.png"))
+    assert len(read(folder).photos) == 8
 
 
 def test_missing_images(folder: Path) -> None:

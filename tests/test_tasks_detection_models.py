@@ -158,6 +158,8 @@ def test_a_file_that_does_not_fit_says_what(tmp_path: Path) -> None:
         (Backbone("resnet18", trainable_layers=3), "random weights would be frozen"),
         (Backbone("resnet18", init_from="x", trainable_layers=6), "has 0 to 5"),
         (Backbone("resnet18", levels=[5]), "has the stages 1 to 4"),
+        (Backbone("resnet18", levels=[4, 3, 2]), "want rising numbers, each once"),
+        (Backbone("resnet18", levels=[2, 2, 3]), "want rising numbers, each once"),
     ],
 )
 def test_backbones_that_make_no_sense(backbone: Backbone, said: str) -> None:
@@ -170,6 +172,8 @@ def test_detectors_that_make_no_sense() -> None:
         detector("yolo", 1, SMALL, NARROW)
     with pytest.raises(ValueError, match="no option 'box_nms'; did you mean 'box_nms_thresh'"):
         detector("faster_rcnn", 1, SMALL, NARROW, box_nms=0.5)
+    with pytest.raises(ValueError, match="no option 'num_classes'"):
+        detector("faster_rcnn", 1, SMALL, NARROW, num_classes=5)
     with pytest.raises(ValueError, match=r"anchor_sizes \[8\]: want 4"):
         detector("faster_rcnn", 1, SMALL, Heads(32, 32, anchor_sizes=[8]))
     with pytest.raises(ValueError, match="pyramid 32: FCOS"):

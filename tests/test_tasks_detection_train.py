@@ -385,6 +385,12 @@ def test_the_learning_rate_falls_in_steps(tmp_path: Path) -> None:
     assert rates == pytest.approx([2e-5, 0.01001, 0.02, 0.02, 0.002, 0.002, 0.002, 0.002])
 
 
+def test_options_with_a_setting_of_their_own_are_refused(tmp_path: Path, capsys) -> None:
+    for name, setting in (("min_size", "--data.min_size"), ("max_detections", "--task.max_")):
+        assert cli.main(["train", *words(tmp_path, f"--task.model_options.{name}", "5")]) == 2
+        assert f"own: {setting}" in capsys.readouterr().err
+
+
 def test_null_is_a_setting_too(tmp_path: Path) -> None:
     """Images in their own size: what stands in the file says so, the default is another."""
     line = words(tmp_path, "--data.min_size", "null", "--trainer.max_epochs", "1")

@@ -103,6 +103,11 @@ def _best(folder: Path) -> Path:
         return folder / "averaged.ckpt"
     path = folder / "best.ckpt"
     if not path.exists():
+        if (folder / "last.ckpt").exists():
+            raise FileNotFoundError(
+                f"{folder}: a run without a validation so far, and so without a best.ckpt; give "
+                f"{folder / 'last.ckpt'}"
+            )
         raise FileNotFoundError(
             f"{folder}: a folder without best.ckpt: no run, or one whose first epoch has not "
             "ended; give a run folder or a file"

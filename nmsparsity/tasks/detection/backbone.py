@@ -67,6 +67,8 @@ class Backbone:
             raise ValueError(
                 f"backbone levels {stages}: {self.name} has the stages 1 to {len(body.widths)}"
             )
+        if stages != sorted(set(stages)):
+            raise ValueError(f"backbone levels {stages}: want rising numbers, each once")
         names = {body.stage_names[stage - 1]: str(n) for n, stage in enumerate(stages)}
         widths = [body.widths[stage - 1] for stage in stages]
         network = body.network

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from nmsparsity.tasks.detection.outlines import Segmentation, has_area, is_number, why_no_mask
@@ -187,8 +187,10 @@ def _present(
 ) -> list[dict[str, Any]]:
     """The records whose image is there."""
     there = {path.relative_to(images).as_posix() for path in images.rglob("*") if path.is_file()}
-    found = [record for record in records if record["file_name"] in there]
-    lost = [record["file_name"] for record in records if record["file_name"] not in there]
+    # "./a.png" is there as "a.png".
+    names = [(record, PurePosixPath(record["file_name"]).as_posix()) for record in records]
+    found = [record for record, name in names if name in there]
+    lost = [record["file_name"] for record, name in names if name not in there]
     if lost and (missing == "error" or not found):
         raise FileNotFoundError(
             f"{images}: {len(lost):,} images of {file.name} are not there: {', '.join(lost[:5])}"

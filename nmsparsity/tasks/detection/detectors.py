@@ -108,9 +108,14 @@ def detector(
     return network  # type: ignore[no-any-return]
 
 
+_OURS = ("num_classes", "min_size", "max_size", "detections_per_img", "box_detections_per_img")
+"""Options of torchvision's that have a setting of their own here."""
+
+
 def _check(model: Model, options: Mapping[str, Any]) -> None:
     """torchvision's classes take any option and ignore what they do not know."""
     known = [name for name in signature(_CLASSES[model]).parameters if "_" in name]
+    known = [name for name in known if name not in _OURS]
     for name in options:
         if name not in known:
             raise ValueError(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import ImageColor
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torchvision.utils import draw_bounding_boxes
+
+from nmsparsity.tasks.detection.masks import decode, encode_small
 
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c")
 """By label; again from the first after the last."""
@@ -18,7 +22,7 @@ COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f0
 
 def draw(
     image: Tensor,
-    found: Mapping[str, Tensor],
+    found: Mapping[str, Any],
     names: Sequence[str],
     *,
     threshold: float = 0.5,
@@ -28,7 +32,7 @@ def draw(
     Args:
         image: uint8 ``[3, height, width]``.
         found: ``boxes``, ``labels``, perhaps ``scores`` and ``masks``, as a detector gives them
-            or as the truth has them.
+            or as the truth has them; or ``small_masks`` and ``size`` as `Scaling` leaves them.
         names: of the categories, in the order of the labels.
         threshold: least score that is drawn.
 
@@ -45,12 +49,10 @@ def draw(
     if not len(boxes):
         return image.clone()
     colors = [COLORS[(label - 1) % len(COLORS)] for label in labels]
-    if "masks" in found:
-        masks = found["masks"][keep]
-        masks = masks[:, 0] >= 0.5 if masks.dim() == 4 else masks.bool()
+    if "masks" in found or "small_masks" in found:
         # With one category the masks are told apart by color instead.
         shades = colors if len(names) > 1 else [COLORS[i % len(COLORS)] for i in range(len(boxes))]
-        image = draw_segmentation_masks(image, _without_overlap(masks), alpha=0.5, colors=shades)
+        image = _painted(image, found, keep.nonzero()[:, 0].tolist(), shades)
     words = [names[label - 1] for label in labels] if len(names) > 1 else [""] * len(labels)
     if scores is not None:
         said = scores[keep].tolist()
@@ -61,10 +63,26 @@ def draw(
     return drawn
 
 
-def _without_overlap(masks: Tensor) -> Tensor:
-    """The earlier one, of the better score, on top: torchvision draws an overlap black."""
-    before = masks.cumsum(0) - masks.long()
-    return masks & (before == 0)
+def _painted(
+    image: Tensor, found: Mapping[str, Any], numbers: list[int], colors: Sequence[str]
+) -> Tensor:
+    """Masks one after the other, since together they take objects x pixels of memory; the earlier
+    one, of the better score, on top."""
+    paint = image.clone()
+    for number, color in zip(reversed(numbers), reversed(colors), strict=True):
+        shade = torch.tensor(ImageColor.getrgb(color), dtype=torch.uint8)
+        paint[:, _mask(found, number)] = shade[:, None]
+    return (0.5 * image + 0.5 * paint).to(torch.uint8)
+
+
+def _mask(found: Mapping[str, Any], number: int) -> Tensor:
+    one = slice(number, number + 1)
+    if "small_masks" in found:
+        size = found["size"]
+        (runs,) = encode_small(found["small_masks"][one], found["boxes"][one], size)
+        return decode(runs, *size).bool()
+    mask: Tensor = found["masks"][number]
+    return mask[0] >= 0.5 if mask.dim() == 3 else mask.bool()
 
 
 def side_by_side(rows: Sequence[Sequence[Tensor]], height: int = 320) -> Tensor:

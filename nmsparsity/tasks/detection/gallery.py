@@ -16,6 +16,7 @@ from nmsparsity.tasks.detection.coco_set import CocoSet
 from nmsparsity.tasks.detection.dataset import Detections, truth, truth_masks
 from nmsparsity.tasks.detection.draw import draw, save_image, side_by_side
 from nmsparsity.tasks.detection.pixels import read_image
+from nmsparsity.tasks.detection.scaling import small_masks
 from nmsparsity.tasks.history import History
 from nmsparsity.tasks.run_folder import RunFolder
 
@@ -85,9 +86,10 @@ def grid(models: list[Any], data: CocoSet, count: int, threshold: float = 0.5) -
         for model in models:
             device = next(model.parameters()).device
             was = model.training
-            (found,) = model.eval()([images[index][0].to(device)])
+            with small_masks(model):
+                (found,) = model.eval()([images[index][0].to(device)])
             model.train(was)
-            there = {name: value.cpu() for name, value in found.items()}
+            there = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in found.items()}
             row.append(draw(pixels, there, names, threshold=threshold))
         rows.append(row)
         if len(rows) == count:

@@ -91,4 +91,5 @@ def read_runs(text: str) -> list[int]:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         value = shift = 0
-    return runs
+    # A text that breaks off has no sound last run.
+    return [*runs, -1] if shift else runs

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
@@ -19,6 +20,7 @@ from nmsparsity.tasks.detection.draw import draw, save_image, side_by_side
 from nmsparsity.tasks.detection.gallery import grid, write_results
 from nmsparsity.tasks.detection.pixels import read_image
 from nmsparsity.tasks.detection.precision import as_results
+from nmsparsity.tasks.detection.scaling import small_masks
 from nmsparsity.tasks.detection.task import CATEGORIES
 from nmsparsity.tasks.kinds import kind
 
@@ -90,9 +92,10 @@ def predict(words: Sequence[str]) -> list[Path]:
     return written
 
 
-def _find(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+def _find(model: nn.Module, pixels: Tensor) -> dict[str, Any]:
     image = functional.to_dtype(pixels, torch.float32, scale=True).as_subclass(Tensor)
-    (found,) = model([image])
+    with small_masks(model):
+        (found,) = model([image])
     return dict(found)
 
 
@@ -125,6 +128,8 @@ def _parse(words: Sequence[str]) -> Any:
     parser.add_argument("--compare", help="a second detector, drawn beside the first")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score that is drawn")
     parser.add_argument("--json", help="also write all detections of the first, as COCO results")
-    parser.add_argument("--grid", type=int, default=6, help="without images: how many of them")
+    parser.add_argument(
+        "--grid", type=PositiveInt, default=6, help="without images: how many of them"
+    )
     parser.add_argument("--root", help="without images: the folder of data sets")
     return parser.parse_args(list(words))

@@ -79,6 +79,12 @@ class DetectionTask(Task):
             categories = learned
         if not categories:
             raise ValueError(f"categories {categories}: want names by id, of one at least")
+        for name in ("backbone", "heads", "min_size", "max_size", "max_detections"):
+            if name in (model_options or {}):
+                raise ValueError(
+                    f"model_options have {name!r}, which is a setting of its own: "
+                    f"--{'data' if name.endswith('_size') else 'task'}.{name}"
+                )
         chosen: Model = model
         self.model = detector(
             chosen,
