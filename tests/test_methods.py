@@ -370,3 +370,14 @@ def test_a_skipped_fused_step_changes_nothing_in_the_decoupled_form(layer: nn.Li
     scaler.update()
     after = sparsifier.state_dict()["weights"]["weight"]["dense_weight"]
     assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_pruned_weights_are_plain_zeros_whatever_they_were(dtype: torch.dtype) -> None:
+    dense = torch.tensor([[1.5, -2.0, float("nan"), -0.0], [-3.0, float("inf"), 4.0, 5.0]])
+    mask = torch.tensor([[True, False, False, True], [False, False, True, True]])
+    for its, kept in ((dense, mask), (dense.T, mask.T), (dense.T, mask.T.contiguous())):
+        sparse = STE().effective(its.to(dtype), kept, Stage(n=2, m=4))
+        assert torch.equal(sparse, its.to(dtype).where(kept, 0.0))
+        assert not torch.signbit(sparse[~kept]).any()
+        assert sparse.stride() == its.stride()
