@@ -121,6 +121,7 @@ def train(
         "signatures": [counted["bleu_signature"], counted["chrf_signature"]],
         "validation": {name: result[name] for name in ("bleu", "best_bleu", "loss")},
         **{name: result[name] for name in ("epochs", "density", "sad", "seconds", "cpu_seconds")},
+        "precision": ready.trainer.precision,
         "curve": rows,
         "torch": torch.__version__,
         "command": typed,

@@ -144,11 +144,23 @@ class Columns {
         float* its = sums + (block - from) * lanes * line;
         const bool last = end == windows_, straight = last && is_straight;
         const Outlet outlet = straight ? outlet_of(block) : Outlet{};
+        if (in_place) announce(end, block - from, to - from);
         // The last sums stay in the first cache, where `finish` finds them.
         add(block, w, end, lines, in_place ? p_.x_channel : line, w ? its : nullptr,
             last ? out : its, straight ? &outlet : nullptr);
         if (last && !straight) finish(block, out);
       }
+    }
+  }
+
+  // A share of the inputs that come next is on its way while there is work to do.
+  void announce(std::int64_t w, std::int64_t share, std::int64_t shares) const {
+    const std::int64_t next = w < windows_ ? w : 0, end = next + p_.depth;
+    const std::int64_t count = ((end < windows_ ? end : windows_) - next) * window;
+    const float* x = p_.x + (group_ * p_.channels + next * window) * p_.x_channel +
+                     first_of_input() + (w < windows_ ? 0 : line);
+    for (std::int64_t i = count * share / shares; i < count * (share + 1) / shares; ++i) {
+      for (int k = 0; k < line; k += 16) __builtin_prefetch(x + i * p_.x_channel + k, 0, 2);
     }
   }
 

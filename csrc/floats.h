@@ -59,7 +59,7 @@ NMS_INLINE __m256i first(std::int64_t count) {
 }
 
 NMS_INLINE Floats load_first(const float* from, std::int64_t count) {
-  return (Floats)_mm256_maskload_ps(from, first(count));
+  return count >= lanes ? load_floats(from) : (Floats)_mm256_maskload_ps(from, first(count));
 }
 
 struct Between {
@@ -70,7 +70,8 @@ struct Between {
 };
 
 NMS_INLINE void store_first(float* to, Floats value, std::int64_t count) {
-  _mm256_maskstore_ps(to, first(count), (__m256)value);
+  // AMD's masked store takes as long as twelve others.
+  count >= lanes ? store(to, value) : _mm256_maskstore_ps(to, first(count), (__m256)value);
 }
 #else
 NMS_INLINE Floats load_first(const float* from, std::int64_t count) {

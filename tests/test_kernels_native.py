@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ import nmsparsity as nm
 from nmsparsity import native
 from nmsparsity.kernels import NativeKernel, Problem
 from nmsparsity.kernels.epilogue import ACTIVATIONS
-from nmsparsity.kernels.plan import Plan, plans
+from nmsparsity.kernels.plan import Plan, first_cache, plans
 from nmsparsity.kernels.problem import memory_format
 from nmsparsity.kernels.reference import multiply
 from nmsparsity.native.library import lanes
-from nmsparsity.native.product import COLUMNS, TOKENS
+from nmsparsity.native.product import COLUMNS, TOKENS, Product
 from nmsparsity.packed import PackedWeight
 
 EVERY = [
@@ -267,3 +268,36 @@ def test_what_it_refuses_and_why():
                 kernel.run(problem, tiles, torch.zeros(2, 16))
         finally:
             native.choose("")
+
+
+@pytest.mark.parametrize(
+    ("lanes", "pixels", "modes"),
+    [
+        (16, 1, {TOKENS}),
+        (16, 31, {TOKENS}),
+        (16, 32, {TOKENS, COLUMNS}),
+        (8, 3, {TOKENS}),  # Fewer than half of the lanes would have a pixel.
+        (8, 4, {COLUMNS}),  # AVX2 takes five instructions to pick among 16 inputs.
+        (8, 3136, {COLUMNS}),
+        (4, 1, {TOKENS}),
+    ],
+)
+@pytest.mark.parametrize("slots", [1, 8])
+def test_what_is_worth_trying(lanes: int, pixels: int, modes: set[int], slots: int) -> None:
+    product = Product(images=1, out_height=1, out_width=pixels, slots=slots, windows=64)
+    found = plans(product, lanes)
+    assert {plan.mode for plan in found} == modes
+    assert len(set(found)) == len(found)
+    for plan in found:
+        assert plan.depth * slots % 8 == 0
+        assert plan.depth <= 64
+        inputs = 64 * plan.depth * plan.vectors * (lanes if plan.mode == COLUMNS else 1)
+        assert inputs <= max(2 * first_cache(), 64 * 8 * plan.vectors * lanes)
+
+
+def test_the_first_cache_of_an_unknown_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: Path) -> str:
+        raise FileNotFoundError(str(self))
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert first_cache.__wrapped__() == 32768

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -415,3 +416,16 @@ def test_bfloat16_autocast(tmp_path: Path) -> None:
     _, full = losses(tmp_path, run="full")
     torch.testing.assert_close(curve, full, rtol=0.05, atol=0.05)
     assert curve != full
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_bf16_without_its_instructions_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_it: bool
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_it)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        losses(tmp_path, "--trainer.precision", "bf16-mixed", "--trainer.limit_train_batches", "1")
+    slow = [str(one.message) for one in said if "no bf16 instructions" in str(one.message)]
+    assert len(slow) == (0 if has_it else 1)
+    assert all("--trainer.precision 32-true" in text for text in slow)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from time import perf_counter, sleep
 from typing import Protocol, runtime_checkable
 
-_LEAST = 2e-3  # seconds: shorter calls are repeated within their turn
+_LEAST = 4e-3  # seconds: shorter calls are repeated within their turn
+_WARM = 6e-3  # seconds: a core that slept runs slower for some milliseconds
+_LONG = 4e-2  # seconds: longer calls need no warming
 _PAUSE = 2e-2  # seconds: threads of the one before, which wait awake, fall asleep
 
 Run = Callable[[], object]
@@ -61,11 +63,12 @@ def interleaved(
     """Let calls take turns: A, B, C, A, B, C, ...; each is called two to four times before.
 
     Between turns is a pause: thread pools wait for their next work awake for some milliseconds, and
-    would take the cores from the pool of the next call.
+    would take the cores from the pool of the next call. A turn begins with calls that are not
+    counted, until the core that slept has its clock and caches back.
 
     Args:
         runs: calls by name.
-        rounds: how many turns each has; one turn lasts 2 ms at least.
+        rounds: how many turns each has; one turn lasts 4 ms at least.
         tick: is told whose turn has ended.
 
     Raises:
@@ -76,31 +79,33 @@ def interleaved(
     """
     if rounds < 1:
         raise ValueError(f"rounds {rounds}: want 1 or more")
-    repeats = {}
+    shortest = {}
     for name, run in runs.items():
         run()
-        repeats[name] = _repeats(run)
+        shortest[name] = _shortest(run)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            times[name].append(_turn(run, repeats[name]))
+            times[name].append(_turn(run, shortest[name]))
             tick(name)
     return {name: Times(tuple(turns)) for name, turns in times.items()}
 
 
-def _turn(run: Run, repeats: int) -> float:
+def _turn(run: Run, shortest: float) -> float:
     sleep(_PAUSE)
-    if repeats > 1:
-        run()  # Its own threads wake up.
+    repeats = max(1, int(_LEAST / max(shortest, 1e-9)))
+    awake = perf_counter() + _WARM
+    while shortest < _LONG and perf_counter() < awake:
+        _seconds(run, repeats)
     return _seconds(run, repeats)
 
 
-def _repeats(run: Run) -> int:
-    """How many calls last 2 ms: by the shortest of three, as others may disturb short ones."""
+def _shortest(run: Run) -> float:
+    """Seconds of a call: the shortest of three, as others may disturb short ones."""
     shortest = _seconds(run, 1)
-    for _ in range(2 if shortest < 10 * _LEAST else 0):
+    for _ in range(2 if shortest < _LONG else 0):
         shortest = min(shortest, _seconds(run, 1))
-    return max(1, int(_LEAST / max(shortest, 1e-9)))
+    return shortest
 
 
 def _seconds(run: Run, repeats: int) -> float:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from nmsparsity.integrations.lightning import SparsityCallback
@@ -123,6 +125,7 @@ def prepare(arguments: Sequence[str], callbacks: Sequence[Callback] = ()) -> Run
     ours = [built.sparsity, history, *([] if trying else [folder]), *callbacks]
     options = {**vars(built.trainer), "callbacks": ours}
     trainer = Trainer(**options, default_root_dir=folder.path)
+    _warn_of_slow_bf16(trainer)
     built.task.folder = None if trying else folder.path
     return Run(
         kind=its,
@@ -157,3 +160,15 @@ def _checkpoint(config: Namespace, folder: RunFolder) -> Path | None:
         raise ValueError(f"--ckpt_path {config.ckpt_path}: there is no {path}")
     check_whole(path)
     return path
+
+
+def _warn_of_slow_bf16(trainer: Trainer) -> None:
+    """Say it where bf16 on a CPU costs time instead of saving it."""
+    if "bf16" not in str(trainer.precision) or not isinstance(trainer.accelerator, CPUAccelerator):
+        return
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        warnings.warn(
+            f"trainer.precision is {trainer.precision!r}, but this CPU has no bf16 instructions: "
+            "training can take several times as long as with --trainer.precision 32-true",
+            stacklevel=3,
+        )
