@@ -156,13 +156,17 @@ def line(shape: Shape, found: dict[str, Any], one: dict[str, Any], patterns: lis
     return f"{head}| {' | '.join(cells)} |"
 
 
-def beside_deepsparse(found: dict[str, dict[str, Any]], patterns: list[str]) -> list[str]:
+def beside_deepsparse(
+    found: dict[str, dict[str, Any]], patterns: list[str], threads: int
+) -> list[str]:
     """Its times and ours, where it was there."""
     with_it = {n: f["times"] for n, f in found.items() if "deepsparse dense" in f["times"]}
     if not with_it:
         return []
-    lines = ["", "DeepSparse 1.8.0 beside them, microseconds, its / ours (above 1 ours is faster):"]
-    lines += [
+    lines = [
+        "",
+        f"DeepSparse 1.8.0 beside them, {threads} thread(s), microseconds, its / ours "
+        "(above 1 ours is faster):",
         "",
         f"| layer | its dense | {' | '.join(patterns)} |",
         "|---" * (len(patterns) + 2) + "|",
@@ -177,9 +181,14 @@ def beside_deepsparse(found: dict[str, dict[str, Any]], patterns: list[str]) -> 
 
 
 def medians(
-    found: dict[str, dict[str, Any]], shapes: list[Shape], patterns: list[str]
+    found: dict[str, dict[str, Any]], shapes: list[Shape], patterns: list[str], threads: int
 ) -> list[str]:
-    lines = ["", "Medians of a class:", "", f"| class | {' | '.join(patterns)} |"]
+    lines = [
+        "",
+        f"Medians of a class, {threads} thread(s):",
+        "",
+        f"| class | {' | '.join(patterns)} |",
+    ]
     lines.append("|---" * (len(patterns) + 1) + "|")
     for group in dict.fromkeys(shape.group for shape in shapes):
         its = [found[shape.name] for shape in shapes if shape.group == group]
@@ -237,8 +246,10 @@ def main() -> None:
         its = journal.found[f"{shape.name}, {asked.threads}"]
         one = its if asked.threads == 1 else journal.found[f"{shape.name}, 1"]
         lines.append(line(shape, its, one, patterns))
-    found = {s.name: journal.found[f"{s.name}, {asked.threads}"] for s in shapes}
-    lines += medians(found, shapes, patterns) + beside_deepsparse(found, patterns)
+    for threads in reversed(counts):
+        found = {s.name: journal.found[f"{s.name}, {threads}"] for s in shapes}
+        lines += medians(found, shapes, patterns, threads)
+        lines += beside_deepsparse(found, patterns, threads)
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     lines += [
         "",
