@@ -62,10 +62,11 @@ def dense_runs(shape: Shape, weight: Tensor, x: Tensor, threads: int) -> dict[st
 
 
 def by_us(shape: Shape, weight: Tensor, x: Tensor, pattern: nm.Pattern) -> Run:
-    """Our run of a pruned weight."""
+    """Our run of a pruned weight, as a packed layer calls it."""
     problem, kernel = shape.problem(pattern), KERNELS["native"]
     tiles = kernel.tile(problem, PackedWeight.pack(weight, pattern))
-    return lambda: kernel.run(problem, tiles, x)
+    call = kernel.prepare(problem)
+    return lambda: call(tiles, x)
 
 
 def by_deepsparse(

@@ -188,7 +188,18 @@ def test_segmentation_wants_masks(tmp_path: Path) -> None:
 def test_what_is_skipped_is_printed_before_training(folder: Path, capsys) -> None:
     edit(folder / "instances_train.json", lambda c: c["annotations"][0].update(bbox=[1, 1, 0, 0]))
     data(folder).setup("fit")
-    assert "1 x box without area" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 x box without area" in said
+    assert "instances_val.json: 5 images" in said, "counted, too, where nothing is skipped"
+
+
+def test_nothing_to_learn_from_ends_before_training(folder: Path) -> None:
+    edit(folder / "instances_train.json", lambda c: c["annotations"].clear())
+    data(folder).setup("validate")
+    with pytest.raises(
+        ValueError, match=r"instances_train.json: no object to learn from in 8 images"
+    ):
+        data(folder).setup("fit")
 
 
 def test_masks_of_polygons_run_lengths_and_back() -> None:
@@ -392,3 +403,17 @@ def test_the_shared_sets_are_whole() -> None:
     raw = json.loads((root / "bccd" / "instances_val.json").read_text())
     assert len(found.photos) == len(raw["images"]) == 87
     assert sum(len(p.objects) for p in found.photos) == len(raw["annotations"])
+
+
+def test_images_behind_a_link_to_a_folder_are_there(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+    name = read(folder).photos[0].path.name
+    (folder / "train" / name).rename(folder / "elsewhere" / name)
+    (folder / "train" / "link").symlink_to(folder / "elsewhere")
+    edit(
+        folder / "instances_train.json",
+        lambda c: next(i for i in c["images"] if i["file_name"] == name).update(
+            file_name=f"link/{name}"
+        ),
+    )
+    assert len(read(folder, missing="skip").photos) == 8

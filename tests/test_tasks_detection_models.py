@@ -276,3 +276,57 @@ def test_the_narrowest_fcos_takes_the_smallest_images() -> None:
     with torch.no_grad():
         (found,) = model([torch.rand(3, 1, 1)])
     assert found["boxes"].shape[1] == 4
+
+
+def test_stages_above_the_last_level_are_not_built(tmp_path: Path) -> None:
+    """Weights without a gradient stop a training on several processes."""
+    torch.manual_seed(0)
+    options = {"width": 8, "stem_stride": 2}
+    trained = classifier("small_resnet10", 10, **options)
+    nm.save(trained, tmp_path / "trained.safetensors")
+    place = str(tmp_path / "trained.safetensors")
+    backbone = Backbone("small_resnet10", options, place, trainable_layers=5, levels=[2, 3])
+    model = detector("faster_rcnn", 2, backbone, Heads(16, 32))
+    backbone.load(model.backbone)
+    assert torch.equal(
+        model.backbone.body.stages[2][0].conv1.weight, trained.stages[2][0].conv1.weight
+    )
+    key(model)
+    sum(model(*images()).values()).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_deeper_classifier_is_no_backbone(tmp_path: Path) -> None:
+    nm.save(classifier("small_resnet20", 10, width=8), tmp_path / "deep.safetensors")
+    place = str(tmp_path / "deep.safetensors")
+    backbone = Backbone("small_resnet8", {"width": 8}, place, trainable_layers=4, levels=[1, 2, 3])
+    model = detector("faster_rcnn", 2, backbone, Heads(16, 32))
+    with pytest.raises(ValueError, match=r"stages\.0\.1"):
+        backbone.load(model.backbone)
+
+
+@pytest.mark.parametrize("shape", [(1, 400), (400, 1), (2, 2000)])
+def test_an_image_thinner_than_a_pixel(shape: tuple[int, int]) -> None:
+    model = detector("faster_rcnn", 2, SMALL, Heads(16, 32), min_size=64, max_size=96).eval()
+    (found,) = model([torch.rand(3, *shape)])
+    assert found["boxes"].shape[1] == 4
+    assert (found["boxes"] <= torch.tensor([shape[1], shape[0]] * 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"pyramid": 0}, "heads.pyramid 0: want 1 or more"),
+        ({"mask_layers": 0}, "heads.mask_layers 0: want 1 or more"),
+        ({"anchor_sizes": [0, 8, 16]}, "heads.anchor_sizes .*want sizes of 1"),
+    ],
+)
+def test_heads_of_nothing(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Heads(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("most", [0, -3])
+def test_a_detector_that_may_find_nothing(most: int) -> None:
+    with pytest.raises(ValueError, match=f"max_detections {most}: want 1 or more"):
+        detector("fcos", 2, SMALL, NARROW, max_detections=most)

@@ -65,6 +65,11 @@ def test_by_hand() -> None:
 def test_nothing_found_and_nothing_there() -> None:
     assert precision(one_image((0, 0, 50, 50)))["box_ap"] == 0
     assert precision(one_image())["box_ap"] == -1
+    # A box of 50 x 50 is a medium one: of the other sizes there is nothing to find.
+    missed = precision(one_image((0, 0, 50, 50)))
+    found = precision(one_image((0, 0, 50, 50)), (100, 100, 120, 120, 0.9))
+    assert missed == found
+    assert (missed["box_ap_medium"], missed["box_ap_small"], missed["box_ar_large"]) == (0, -1, -1)
 
 
 def test_crowds_are_ignored() -> None:

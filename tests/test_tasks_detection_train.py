@@ -202,6 +202,45 @@ def test_predict_draws_and_compares(trained: tuple[Path, str], tmp_path: Path, c
     assert "would be written over" in capsys.readouterr().err
 
 
+def test_predict_takes_folders_and_goes_on_after_a_damaged_image(
+    trained: tuple[Path, str], tmp_path: Path, capsys
+) -> None:
+    folder, _ = trained
+    (tmp_path / "in").mkdir()
+    for name in ("1.png", "2.png"):
+        (tmp_path / "in" / name).write_bytes((folder / "set" / "val" / name).read_bytes())
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    line = ["predict", str(folder / "run"), str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    assert cli.main(line) == 0
+    assert len(capsys.readouterr().out.split()) == 2
+    (tmp_path / "in" / "1.png").write_bytes(b"no image")
+    found = tmp_path / "new" / "found.json"
+    line[3:] = ["-o", str(tmp_path / "again"), "--json", str(found), "--threshold", "0"]
+    assert cli.main(line) == 2
+    said = capsys.readouterr().err
+    assert "1 of 2 images could not be read" in said
+    assert "1.png: not to be read as an image" in said
+    assert [path.name for path in (tmp_path / "again").iterdir()] == ["2.png"]
+    assert {entry["image_id"] for entry in json.loads(found.read_text())} == {2}
+    (tmp_path / "empty").mkdir()
+    assert cli.main([*line[:2], str(tmp_path / "empty"), *line[3:]]) == 2
+    assert "no image file in this folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*line[:-1], "7"])
+    assert "--threshold" in capsys.readouterr().err
+
+
+def test_a_run_without_validation_has_a_result_that_any_json_reader_takes(tmp_path: Path) -> None:
+    more = ["--trainer.limit_val_batches", "0", "--trainer.max_epochs", "1"]
+    prepare(words(tmp_path, *more)).fit()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = (tmp_path / "run" / "result.json").read_text()
+    assert json.loads(text, parse_constant=refuse)["best_box_ap"] is None
+
+
 def test_predict_refuses_others(tmp_path: Path, capsys) -> None:
     torch.save({"a": torch.zeros(2, 2)}, tmp_path / "other.pt")
     assert cli.main(["predict", str(tmp_path / "other.pt"), "x.png"]) == 2

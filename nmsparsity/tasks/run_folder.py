@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -97,8 +98,12 @@ class RunFolder(Checkpoint):
 
     @rank_zero_only
     def write_result(self, result: Mapping[str, Any]) -> None:
-        """Mark the training as finished."""
-        _replace(self.path / "result.json", json.dumps(result, indent=1))
+        """Mark the training as finished; JSON has no infinity: such numbers become null."""
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in result.items()
+        }
+        _replace(self.path / "result.json", json.dumps(finite, indent=1, allow_nan=False))
 
     def on_save_checkpoint(
         self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]

@@ -92,7 +92,9 @@ class Backbone:
         # Frozen batch norms count no batches.
         left |= {n for n in found.tensors if n.endswith("num_batches_tracked") and n not in own}
         # Stages above the last level are not built.
-        left |= {n for n in found.tensors if n.split(".")[0].startswith("layer") and n not in own}
+        built = {_stage(name) for name in own}
+        above = {stage for name in found.tensors if (stage := _stage(name)) and stage not in built}
+        left |= {name for name in found.tensors if _stage(name) in above}
         tensors = {name: value for name, value in found.tensors.items() if name not in left}
         Checkpoint(found.path, tensors).load_into(backbone.body)
 
@@ -142,14 +144,16 @@ class _Body:
 
 
 class SmallBody(nn.Module):
-    """The stem and the stages of a SmallResNet; gives the features of some stages.
+    """The stem and the stages of a SmallResNet up to the last that is used; gives the features of
+    some.
 
     Its weights have the names they have in the classifier.
     """
 
     def __init__(self, network: SmallResNet, names: dict[str, str]) -> None:
         super().__init__()
-        self.conv1, self.bn1, self.stages = network.conv1, network.bn1, network.stages
+        last = max(int(name.split(".")[1]) for name in names)
+        self.conv1, self.bn1, self.stages = network.conv1, network.bn1, network.stages[: last + 1]
         self.names = names
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -187,6 +191,14 @@ def pool_above() -> ExtraFPNBlock:
 def convolutions_above(pyramid: int) -> ExtraFPNBlock:
     """Two more levels by strided convolutions: of RetinaNet and FCOS."""
     return LastLevelP6P7(pyramid, pyramid)
+
+
+def _stage(name: str) -> str | None:
+    """The stage a weight belongs to: ``layer3`` or ``stages.2``; None for others."""
+    parts = name.split(".")
+    if parts[0] == "stages":
+        return ".".join(parts[:2])
+    return parts[0] if parts[0].startswith("layer") else None
 
 
 def _outputs(stage: nn.Module) -> int:

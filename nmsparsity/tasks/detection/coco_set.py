@@ -67,13 +67,17 @@ class CocoSet:
         objects = [its for photo in self.photos for its in photo.objects]
         return all(its.segmentation is not None for its in objects if not its.crowd)
 
+    @property
+    def objects(self) -> int:
+        """How many there are, without crowds."""
+        return sum(not its.crowd for photo in self.photos for its in photo.objects)
+
     def __str__(self) -> str:
-        objects = [its for photo in self.photos for its in photo.objects]
-        crowds = sum(its.crowd for its in objects)
+        crowds = sum(its.crowd for photo in self.photos for its in photo.objects)
         empty = sum(not photo.objects for photo in self.photos)
         lines = [
             f"{self.source}: {len(self.photos):,} images ({empty:,} without objects), "
-            f"{len(objects) - crowds:,} objects of {len(self.categories)} categories, "
+            f"{self.objects:,} objects of {len(self.categories)} categories, "
             f"{crowds:,} crowds"
         ]
         for reason, count in Counter(reason for reason, _ in self.skipped).items():
@@ -187,10 +191,13 @@ def _present(
 ) -> list[dict[str, Any]]:
     """The records whose image is there."""
     there = {path.relative_to(images).as_posix() for path in images.rglob("*") if path.is_file()}
-    # "./a.png" is there as "a.png".
+    # "./a.png" is there as "a.png"; behind a link to a folder, where `rglob` does not look.
     names = [(record, PurePosixPath(record["file_name"]).as_posix()) for record in records]
-    found = [record for record, name in names if name in there]
-    lost = [record["file_name"] for record, name in names if name not in there]
+    lost = [
+        r["file_name"] for r, name in names if name not in there and not (images / name).is_file()
+    ]
+    gone = set(lost)
+    found = [record for record, _ in names if record["file_name"] not in gone]
     if lost and (missing == "error" or not found):
         raise FileNotFoundError(
             f"{images}: {len(lost):,} images of {file.name} are not there: {', '.join(lost[:5])}"

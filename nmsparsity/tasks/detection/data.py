@@ -114,8 +114,12 @@ class DetectionData(LightningDataModule):
         found = [self.training, self.evaluation] if stage == "fit" else [self.evaluation]
         if rank_and_world()[0] == 0:
             for part in found:
-                if part.skipped:
-                    print(part)
+                print(part)
+        if stage == "fit" and not self.training.objects:
+            raise ValueError(
+                f"{self.training.source}: no object to learn from in {len(self.training.photos):,} "
+                "images (crowds are not trained on); want a json with some"
+            )
 
     def train_dataloader(self) -> Batches:
         return DetectionLoader(

@@ -57,6 +57,14 @@ class Heads:
     mask_layers: int = 4
     anchor_sizes: list[int] | None = None
 
+    def __post_init__(self) -> None:
+        widths = {name: getattr(self, name) for name in ("pyramid", "box", "mask", "mask_layers")}
+        for name, value in widths.items():
+            if value < 1:
+                raise ValueError(f"heads.{name} {value}: want 1 or more")
+        if any(size < 1 for size in self.anchor_sizes or ()):
+            raise ValueError(f"heads.anchor_sizes {self.anchor_sizes}: want sizes of 1 or more")
+
 
 def detector(
     model: Model,
@@ -92,6 +100,8 @@ def detector(
     """
     if model not in PREDICTORS:
         raise ValueError(f"model {model!r}: want one of {', '.join(PREDICTORS)}")
+    if max_detections < 1:
+        raise ValueError(f"max_detections {max_detections}: want 1 or more")
     two_stage = model.endswith("rcnn")
     extra = pool_above() if two_stage else convolutions_above(heads.pyramid)
     body = backbone.build(heads.pyramid, (1, 2, 3, 4) if two_stage else (2, 3, 4), extra)

@@ -15,6 +15,7 @@ from nmsparsity.tasks.detection.masks import encode, encode_small
 
 Result = dict[str, Any]
 AREAS = {"": 0, "_small": 1, "_medium": 2, "_large": 3}
+_RANGES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))  # COCO's, in pixels
 KINDS = {"bbox": "box", "segm": "mask"}
 
 
@@ -198,11 +199,13 @@ def _summary(
 ) -> dict[str, float]:
     """Means over what there is to find; precision is ``[IoU, recall, category, area, most]``."""
     if found is None:
-        there = any(not note["iscrowd"] for note in truth["annotations"])
-        empty = 0.0 if there else -1.0
-        names = ["ap", "ap50", "ap75", "ar", "ar1", "ar10"]
-        names += [f"{what}{area}" for what in ("ap", "ar") for area in list(AREAS)[1:]]
-        return dict.fromkeys(names, empty)
+        areas = [note["area"] for note in truth["annotations"] if not note["iscrowd"]]
+        empty = {
+            name: 0.0 if any(low <= area <= high for area in areas) else -1.0
+            for name, (low, high) in zip(AREAS, _RANGES, strict=True)
+        }
+        scores = {f"{what}{name}": value for what in ("ap", "ar") for name, value in empty.items()}
+        return scores | dict.fromkeys(("ap50", "ap75", "ar1", "ar10"), empty[""])
     precision, recall = np.asarray(found["precision"]), np.asarray(found["recall"])
     most = sorted({1, 10, max_detections})
     out = {f"ap{area}": _mean(precision[..., index, -1]) for area, index in AREAS.items()}

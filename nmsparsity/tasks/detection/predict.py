@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
@@ -68,13 +68,19 @@ def predict(words: Sequence[str]) -> list[Path]:
     if len({json.dumps(categories) for _, categories, _ in found}) > 1:
         raise ValueError(f"{options.file} and {options.compare} find different categories")
     models, folder = [model for model, _, _ in found], Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    for place in (folder, *([Path(options.json).parent] if options.json else [])):
+        place.mkdir(parents=True, exist_ok=True)
     if not options.images:
         return [_grid(models, found[0][2], options, folder)]
     names = list(found[0][1].values())
-    written, results = [], []
-    for number, place in enumerate(map(Path, options.images), 1):
-        pixels = read_image(place)
+    written: list[Path] = []
+    results, lost = [], []
+    for number, place in enumerate(_files(options.images), 1):
+        try:
+            pixels = read_image(place)
+        except (OSError, ValueError) as error:
+            lost.append(str(error))
+            continue
         answers = [_find(model, pixels) for model in models]
         pictures = [draw(pixels, a, names, threshold=options.threshold) for a in answers]
         picture = pictures[0] if len(pictures) == 1 else side_by_side([pictures], pixels.shape[1])
@@ -89,7 +95,27 @@ def predict(words: Sequence[str]) -> list[Path]:
         ]
     if options.json:
         write_results(results, Path(options.json))
+    if lost:
+        raise ValueError(
+            f"{len(lost)} of {len(lost) + len(written)} images could not be read, the others are "
+            f"in {folder}: {'; '.join(lost[:5])}{'; ...' if len(lost) > 5 else ''}"
+        )
     return written
+
+
+def _files(places: Sequence[str]) -> list[Path]:
+    """The images; of a folder, those in it whose name says that they are some."""
+    from PIL import Image
+
+    endings = Image.registered_extensions()
+    files: list[Path] = []
+    for place in map(Path, places):
+        inside = sorted(place.iterdir()) if place.is_dir() else [place]
+        found = [f for f in inside if f.suffix.lower() in endings] if place.is_dir() else inside
+        if not found:
+            raise ValueError(f"{place}: no image file in this folder")
+        files += found
+    return files
 
 
 def _find(model: nn.Module, pixels: Tensor) -> dict[str, Any]:
@@ -123,10 +149,12 @@ def _parse(words: Sequence[str]) -> Any:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", help="a run folder (its best epoch), a checkpoint or a packed file")
-    parser.add_argument("images", nargs="*", help="image files")
+    parser.add_argument("images", nargs="*", help="image files, or folders of them")
     parser.add_argument("-o", "--output", default="predictions", help="folder of the pictures")
     parser.add_argument("--compare", help="a second detector, drawn beside the first")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score that is drawn")
+    parser.add_argument(
+        "--threshold", type=ClosedUnitInterval, default=0.5, help="least score drawn, 0 to 1"
+    )
     parser.add_argument("--json", help="also write all detections of the first, as COCO results")
     parser.add_argument(
         "--grid", type=PositiveInt, default=6, help="without images: how many of them"

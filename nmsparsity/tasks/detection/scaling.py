@@ -7,7 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from nmsparsity.tasks.detection.augment import fit_size
 
 
 class Scaling(GeneralizedRCNNTransform):  # type: ignore[misc]
@@ -35,7 +38,12 @@ class Scaling(GeneralizedRCNNTransform):  # type: ignore[misc]
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The image in the network's size, then normalised: that is a quarter of the pixels where
         torchvision, which normalises first, has all of them. Both are linear, and commute."""
-        if not self.keep_size:
+        height, width = image.shape[-2:]
+        # torchvision's rule would leave nothing of an image that is thinner than a pixel then.
+        if min(height, width) * self.max_size < max(height, width) and not self.training:
+            size = fit_size(height, width, self.min_size[0], self.max_size)
+            image = functional.interpolate(image[None], size, mode="bilinear")[0]
+        elif not self.keep_size:
             image, target = super().resize(image, target)
         return super().normalize(image), target
 
