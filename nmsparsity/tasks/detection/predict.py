@@ -107,11 +107,14 @@ def _files(places: Sequence[str]) -> list[Path]:
     """The images; of a folder, those in it whose name says that they are some."""
     from PIL import Image
 
-    endings = Image.registered_extensions()
+    Image.init()
+    endings = {ending for ending, name in Image.EXTENSION.items() if name in Image.OPEN}
     files: list[Path] = []
     for place in map(Path, places):
-        inside = sorted(place.iterdir()) if place.is_dir() else [place]
-        found = [f for f in inside if f.suffix.lower() in endings] if place.is_dir() else inside
+        if not place.is_dir():
+            files.append(place)
+            continue
+        found = [file for file in sorted(place.iterdir()) if file.suffix.lower() in endings]
         if not found:
             raise ValueError(f"{place}: no image file in this folder")
         files += found
