@@ -311,6 +311,8 @@ def test_an_image_thinner_than_a_pixel(shape: tuple[int, int]) -> None:
     (found,) = model([torch.rand(3, *shape)])
     assert found["boxes"].shape[1] == 4
     assert (found["boxes"] <= torch.tensor([shape[1], shape[0]] * 2)).all()
+    kept = detector("faster_rcnn", 2, SMALL, Heads(16, 32), min_size=None).eval().transform
+    assert kept([torch.rand(3, *shape)])[0].image_sizes == [shape]
 
 
 @pytest.mark.parametrize(

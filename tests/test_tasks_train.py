@@ -16,6 +16,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.nn import functional
 
+from nmsparsity import cli
 from nmsparsity.tasks.classification import SGD, ClassificationTask
 from nmsparsity.tasks.history import History
 from nmsparsity.tasks.run_folder import differences
@@ -159,7 +160,6 @@ def test_kill_9_and_the_same_command_again_is_bit_identical(tmp_path: Path) -> N
 
 
 def test_the_exit_status_of_a_stopped_training(tmp_path: Path, monkeypatch, capsys) -> None:
-    from nmsparsity import cli
     from nmsparsity.tasks import train
 
     ready = prepare
@@ -271,3 +271,10 @@ def test_differences_are_named() -> None:
         "d: 2 there, None here",
         "e: None there, 3 here",
     ]
+
+
+def test_a_training_without_validation_says_so_each_time(tmp_path: Path, capsys) -> None:
+    line = ["train", *words(tmp_path, "--trainer.limit_val_batches", "0", epochs=1)]
+    for _ in range(2):  # The second time its result is read from the folder.
+        assert cli.main(line) == 0
+        assert "1 epochs, not validated (" in capsys.readouterr().out

@@ -20,6 +20,7 @@ from torch.nn import functional
 from transformers import BartConfig, BartForConditionalGeneration
 
 import nmsparsity as nm
+from nmsparsity import cli
 from nmsparsity.tasks.checkpoint import Checkpoint
 from nmsparsity.tasks.schedule import planned_epochs
 from nmsparsity.tasks.train import Run, prepare
@@ -340,7 +341,6 @@ def test_a_saved_model_goes_on_training(
     run.fit()
     for file in (tmp_path / "bart").iterdir():
         file.unlink()
-    from nmsparsity import cli
 
     capsys.readouterr()
     quiet = ["--trainer.enable_progress_bar", "false"]
@@ -430,3 +430,10 @@ def test_bf16_without_its_instructions_is_said(
     slow = [str(one.message) for one in said if "no bf16 instructions" in str(one.message)]
     assert len(slow) == (0 if has_it else 1)
     assert all("--trainer.precision 32-true" in text for text in slow)
+
+
+def test_a_training_without_validation_says_so_each_time(tmp_path: Path, capsys) -> None:
+    line = ["train", *words(tmp_path, "--trainer.limit_val_batches", "0", epochs=1)]
+    for _ in range(2):  # The second time its result is read from the folder.
+        assert cli.main(line) == 0
+        assert "1 epochs, not validated (" in capsys.readouterr().out

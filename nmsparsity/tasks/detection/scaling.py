@@ -39,11 +39,13 @@ class Scaling(GeneralizedRCNNTransform):  # type: ignore[misc]
         """The image in the network's size, then normalised: that is a quarter of the pixels where
         torchvision, which normalises first, has all of them. Both are linear, and commute."""
         height, width = image.shape[-2:]
-        # torchvision's rule would leave nothing of an image that is thinner than a pixel then.
+        if self.keep_size:
+            return super().normalize(image), target
         if min(height, width) * self.max_size < max(height, width) and not self.training:
+            # torchvision's rule would leave nothing of it: one side is thinner than a pixel then.
             size = fit_size(height, width, self.min_size[0], self.max_size)
             image = functional.interpolate(image[None], size, mode="bilinear")[0]
-        elif not self.keep_size:
+        else:
             image, target = super().resize(image, target)
         return super().normalize(image), target
 

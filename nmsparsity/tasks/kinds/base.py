@@ -35,3 +35,13 @@ class Kind:
     evaluate_help: str
     trained: Callable[[Mapping[str, Any]], str]
     evaluated: Callable[[Mapping[str, Any]], str]
+
+
+def not_validated(result: Mapping[str, Any]) -> str:
+    """What to say about a training that was never scored.
+
+    >>> not_validated({"epochs": 3})
+    '3 epochs, not validated (trainer.check_val_every_n_epoch, limit_val_batches)'
+    """
+    said = "not validated (trainer.check_val_every_n_epoch, limit_val_batches)"
+    return f"{result['epochs']} epochs, {said}"

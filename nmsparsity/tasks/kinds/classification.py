@@ -7,7 +7,7 @@ from typing import Any
 
 from nmsparsity.tasks.classification import ClassificationTask
 from nmsparsity.tasks.data import ImageData
-from nmsparsity.tasks.kinds.base import Kind
+from nmsparsity.tasks.kinds.base import Kind, not_validated
 
 TRAIN = """
 Train a classifier, dense or N:M sparse from scratch.
@@ -37,6 +37,8 @@ trainer can be overridden.
 
 
 def trained(result: Mapping[str, Any]) -> str:
+    if "top1" not in result:
+        return not_validated(result)
     return (
         f"top-1 {result['top1']:.2f} % after {result['epochs']} epochs (best "
         f"{result['best_top1']:.2f} %), {result['images']:,} images"

@@ -7,7 +7,7 @@ from typing import Any
 
 from nmsparsity.tasks.detection.data import DetectionData
 from nmsparsity.tasks.detection.task import DetectionTask
-from nmsparsity.tasks.kinds.base import Kind
+from nmsparsity.tasks.kinds.base import Kind, not_validated
 
 TRAIN = """
 Train a detector of objects, dense or N:M sparse.
@@ -41,7 +41,7 @@ def sentences(
 
     def trained(result: Mapping[str, Any]) -> str:
         if f"{kinds[-1]}_ap" not in result:
-            return f"{result['epochs']} epochs, not validated (trainer.check_val_every_n_epoch)"
+            return not_validated(result)
         found = ", ".join(f"{kind} AP {result[f'{kind}_ap']:.2f}" for kind in kinds)
         best = result[f"best_{kinds[-1]}_ap"]
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nmsparsity.tasks.kinds.base import Kind
+from nmsparsity.tasks.kinds.base import Kind, not_validated
 from nmsparsity.tasks.translation.data import TranslationData
 from nmsparsity.tasks.translation.task import TranslationTask
 
@@ -38,6 +38,8 @@ task, data and trainer can be overridden.
 
 
 def trained(result: Mapping[str, Any]) -> str:
+    if "bleu" not in result:
+        return not_validated(result)
     averaged = f", averaged {result['averaged_bleu']:.2f}" if "averaged_bleu" in result else ""
     return (
         f"BLEU {result['bleu']:.2f} (greedy) after {result['epochs']} epochs (best "
