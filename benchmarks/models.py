@@ -15,7 +15,6 @@ import argparse
 import datetime
 import json
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -124,7 +123,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--patterns", nargs="+", default=list(PATTERNS))
-    parser.add_argument("--only", default="", help="models whose name this pattern finds")
+    parser.add_argument("--only", default="", help="models whose name has this in it")
     parser.add_argument("--out", type=Path, help="default: results/models-THREADS.md")
     asked = parser.parse_args()
     nm.keep_memory()
@@ -146,7 +145,7 @@ def main() -> None:
         "decoder's scores share the dense weight of its words, as GPT-2's do, and stay dense: a "
         "third of all that a token reads.",
     ]
-    for name in (name for name in MODELS if re.search(asked.only, name)):
+    for name in (name for name in MODELS if asked.only in name):
         if name not in journal.found:
             found = measure(name, asked.patterns, asked.threads, asked.rounds)
             journal.put(name, facts(found))

@@ -70,7 +70,7 @@ struct Between {
 };
 
 NMS_INLINE void store_first(float* to, Floats value, std::int64_t count) {
-  // AMD's masked store takes as long as twelve others.
+  // A masked store can be much slower than a whole one.
   count >= lanes ? store(to, value) : _mm256_maskstore_ps(to, first(count), (__m256)value);
 }
 #else

@@ -68,7 +68,7 @@ class CocoSet:
         return all(its.segmentation is not None for its in objects if not its.crowd)
 
     @property
-    def objects(self) -> int:
+    def object_count(self) -> int:
         """How many there are, without crowds."""
         return sum(not its.crowd for photo in self.photos for its in photo.objects)
 
@@ -77,7 +77,7 @@ class CocoSet:
         empty = sum(not photo.objects for photo in self.photos)
         lines = [
             f"{self.source}: {len(self.photos):,} images ({empty:,} without objects), "
-            f"{self.objects:,} objects of {len(self.categories)} categories, "
+            f"{self.object_count:,} objects of {len(self.categories)} categories, "
             f"{crowds:,} crowds"
         ]
         for reason, count in Counter(reason for reason, _ in self.skipped).items():
@@ -190,14 +190,14 @@ def _present(
     skipped: list[tuple[str, str]],
 ) -> list[dict[str, Any]]:
     """The records whose image is there."""
-    there = {path.relative_to(images).as_posix() for path in images.rglob("*") if path.is_file()}
-    # "./a.png" is there as "a.png"; behind a link to a folder, where `rglob` does not look.
-    names = [(record, PurePosixPath(record["file_name"]).as_posix()) for record in records]
-    lost = [
-        r["file_name"] for r, name in names if name not in there and not (images / name).is_file()
-    ]
-    gone = set(lost)
-    found = [record for record, _ in names if record["file_name"] not in gone]
+    found, lost = [], []
+    for record in records:
+        inside = PurePosixPath(record["file_name"])
+        leads_out = inside.is_absolute() or ".." in inside.parts
+        if not leads_out and (images / inside).is_file():
+            found.append(record)
+        else:
+            lost.append(record["file_name"])
     if lost and (missing == "error" or not found):
         raise FileNotFoundError(
             f"{images}: {len(lost):,} images of {file.name} are not there: {', '.join(lost[:5])}"

@@ -115,7 +115,7 @@ class DetectionData(LightningDataModule):
         if rank_and_world()[0] == 0:
             for part in found:
                 print(part)
-        if stage == "fit" and not self.training.objects:
+        if stage == "fit" and not self.training.object_count:
             raise ValueError(
                 f"{self.training.source}: no object to learn from in {len(self.training.photos):,} "
                 "images (crowds are not trained on); want a json with some"
