@@ -15,7 +15,6 @@ from nmsparsity.tasks.detection.masks import encode, encode_small
 
 Result = dict[str, Any]
 AREAS = {"": 0, "_small": 1, "_medium": 2, "_large": 3}
-_RANGES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))  # COCO's, in pixels
 KINDS = {"bbox": "box", "segm": "mask"}
 
 
@@ -185,27 +184,21 @@ def score_with(
             "images": [image | {"id": place[image["id"]]} for image in truth["images"]],
         }
         whole.createIndex()
-        if not results:
-            return _summary(None, truth, max_detections)
-        counting = evaluator(whole, whole.loadRes(found), kind)
+        if found:
+            answers = whole.loadRes(found)
+        else:  # Which `loadRes` refuses.
+            answers = coco()
+            answers.dataset = {**whole.dataset, "annotations": []}
+            answers.createIndex()
+        counting = evaluator(whole, answers, kind)
         counting.params.maxDets = sorted({1, 10, max_detections})
         counting.evaluate()
         counting.accumulate()
-    return _summary(counting.eval, truth, max_detections)
+    return _summary(counting.eval, max_detections)
 
 
-def _summary(
-    found: Mapping[str, Any] | None, truth: Mapping[str, Any], max_detections: int
-) -> dict[str, float]:
+def _summary(found: Mapping[str, Any], max_detections: int) -> dict[str, float]:
     """Means over what there is to find; precision is ``[IoU, recall, category, area, most]``."""
-    if found is None:
-        areas = [note["area"] for note in truth["annotations"] if not note["iscrowd"]]
-        empty = {
-            name: 0.0 if any(low <= area <= high for area in areas) else -1.0
-            for name, (low, high) in zip(AREAS, _RANGES, strict=True)
-        }
-        scores = {f"{what}{name}": value for what in ("ap", "ar") for name, value in empty.items()}
-        return scores | dict.fromkeys(("ap50", "ap75", "ar1", "ar10"), empty[""])
     precision, recall = np.asarray(found["precision"]), np.asarray(found["recall"])
     most = sorted({1, 10, max_detections})
     out = {f"ap{area}": _mean(precision[..., index, -1]) for area, index in AREAS.items()}
