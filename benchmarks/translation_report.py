@@ -35,8 +35,7 @@ def markdown(name: str, lines: Sequence[Line]) -> str:
             f"{int(first['sentences']):,} sentences of the {first['split']} split, beam search by "
             f"{what}; {_seeds(len(seeds))}. One recipe for all: "
             f"`recipes/translation/multi30k_dense.yaml`, {first['epochs']} epochs"
-            f"{', with ' + ' '.join(first['overrides']) if first['overrides'] else ''}, "
-            f"{_precision(lines)}. "
+            f"{', with ' + ' '.join(first['overrides']) if first['overrides'] else ''}. "
             "Attention and feed-forward layers are sparse, embeddings and output layer dense.\n",
             "| pattern | method | BLEU | chrF | perplexity | density | SAD | seeds |",
             "|---|---|---|---|---|---|---|---|",
@@ -58,15 +57,6 @@ def markdown(name: str, lines: Sequence[Line]) -> str:
 
 def _seeds(count: int) -> str:
     return "one seed" if count == 1 else f"mean ± standard error of {count} seeds"
-
-
-def _precision(lines: Iterable[Line]) -> str:
-    """What was trained in which precision; it depends on what the machine is fast in."""
-    seeds: dict[str, set[int]] = {}
-    for line in lines:
-        seeds.setdefault(line["precision"], set()).add(line["seed"])
-    parts = (f"`{name}` (seed {', '.join(map(str, sorted(its)))})" for name, its in seeds.items())
-    return f"precision {' and '.join(parts)}"
 
 
 def groups(lines: Iterable[Line]) -> list[list[Line]]:

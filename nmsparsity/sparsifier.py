@@ -181,10 +181,18 @@ class Sparsifier:
         return describe(targets, self.skipped, self._model)
 
     def state_dict(self) -> dict[str, Any]:
-        """Dense weights, masks, steps, the method's course; the optimizer's state has them too."""
+        """Dense weights, masks, steps, the method's course; the optimizer's state has them too.
+
+        What that one has not: ``telemetry``, the masks at the last look, a bit per weight.
+        """
         self._hooks.catch_up()
         weights = {master.name: state_of(master) for master in self._masters}
-        return {"steps": self.steps, "weights": weights, "course": self._hooks.course.state()}
+        return {
+            "steps": self.steps,
+            "weights": weights,
+            "course": self._hooks.course.state(),
+            "telemetry": self._hooks.watch.state(),
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -205,6 +213,16 @@ class Sparsifier:
             {**state.get("course", {}), "step": state["steps"]},
             lambda: self._load_weights(state["weights"]),
         )
+        if "telemetry" in state:
+            self.resume_telemetry(state["telemetry"])
+
+    def resume_telemetry(self, state: dict[str, Any]) -> None:
+        """Let `telemetry` count from a look before an interruption: ``state_dict()["telemetry"]``.
+
+        Not where weights are sharded, or of other shapes: the next look is then from here.
+        """
+        if all(master.dense.shape == master.parameter.shape for master in self._masters):
+            self._hooks.watch.resume(state)
 
     def _load_weights(self, state: dict[str, Any]) -> None:
         for master in self._masters:

@@ -27,6 +27,7 @@ class StepHooks:
     Attributes:
         steps: optimizer steps done.
         course: how the training runs under its method.
+        watch: what telemetry is taken from.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class StepHooks:
         """Begin: the parameters hold sparse weights from here on."""
         self._masters.enter(self.course, 0)
         self._masters.project()
-        self._watch = Watch(list(self._masters))
+        self.watch = Watch(list(self._masters))
         if self._was_loaded:
             self._load(self._optimizer)
         optimizer = self._optimizer
@@ -85,7 +86,7 @@ class StepHooks:
     def look(self) -> Telemetry:
         """What changed since the last look."""
         self.catch_up()
-        return self._watch.look(self.steps)
+        return self.watch.look(self.steps)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs beside the weights: the step count and the course."""
@@ -98,7 +99,7 @@ class StepHooks:
         self.course.load(state)
         self._masters.enter(self.course, self.steps)
         load_weights()
-        self._watch.restart(self.steps)
+        self.watch.restart(self.steps)
 
     @torch.no_grad()
     def catch_up(self, look_inside: bool = True) -> None:
@@ -160,7 +161,7 @@ class StepHooks:
         self._masters.enter(self.course, self.steps + 1)
         self._take_back()
         self.steps += 1
-        self._watch.after_step()
+        self.watch.after_step()
 
     @torch.no_grad()
     def _adopt(self, look_inside: bool) -> None:
@@ -182,7 +183,7 @@ class StepHooks:
     @torch.no_grad()
     def _release(self) -> None:
         """Add the method's term to the gradients, put the dense weights into the model."""
-        self._watch.before_step()
+        self.watch.before_step()
         self._masters.release(self._step, lend=self._is_torchs)
         self.course.before_update()
 

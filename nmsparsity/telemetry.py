@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -181,6 +181,28 @@ class Watch:
         seen = Telemetry(rows, steps - self._steps, steps)
         self._last, self._steps, self._flips, self._due = now, steps, None, True
         return seen
+
+    def state(self) -> dict[str, Any]:
+        """The last look, for a checkpoint: its step, and the bits of its masks by weight."""
+        last = zip(self._masked, self._last, strict=True)
+        return {
+            "steps": self._steps,
+            "masks": {masked.name: torch.from_numpy(seen.bits) for masked, seen in last},
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """The next look counts from that of a `state`, if it is of these masks."""
+        given = [state["masks"].get(masked.name) for masked in self._masked]
+        if any(
+            bits is None or bits.numel() != seen.bits.size
+            for bits, seen in zip(given, self._last, strict=True)
+        ):
+            return
+        self._steps = int(state["steps"])
+        self._last = [
+            Snapshot(bits.cpu().numpy(), seen.shape)
+            for bits, seen in zip(given, self._last, strict=True)
+        ]
 
     def _snapshots(self) -> list[Snapshot]:
         return [Snapshot.of(masked.current_mask()) for masked in self._masked]

@@ -263,14 +263,14 @@ def test_the_report_of_translators(tmp_path: Path) -> None:
         key = {"variant": variant, "pattern": pattern, "seed": seed}
         decay = None if variant == "dense" else 2e-4
         scores = {"bleu": bleu, "chrf": 50.0, "perplexity": 8.0, "sentences": 1000.0}
-        facts = {"split": "test", "averaged": False, "epochs": 3, "overrides": [], "density": 0.5}
+        facts = {"split": "test", "averaged": False, "epochs": 3, "density": 0.5}
+        facts["overrides"] = ["--trainer.precision", "bf16-mixed"]
         more = {"sad": 5, "cpu_seconds": 60.0, "torch": "2", "signatures": ["b", "c"]}
-        more["precision"] = "bf16-mixed" if seed else "32-true"
         lines.append({**key, "decay": decay, **scores, **facts, **more, "command": "python x"})
     translation_report.write_report(tmp_path / "found.jsonl", lines)
     text = (tmp_path / "found.md").read_text()
     assert "mean ± standard error of 2 seeds" in text
-    assert "precision `32-true` (seed 0) and `bf16-mixed` (seed 1)." in text
+    assert "3 epochs, with --trainer.precision bf16-mixed. " in text
     assert "| 2:4 | sr_ste λ=0.0002 | 31.25 ± 0.25 | 50.00 ± 0.00 |" in text
     assert "| 2:4 | sr_ste λ=0.0002 | 0.25 ± 0.75 |" in text, "by seed: 1.0 and -0.5"
     assert (tmp_path / "found-bleu.png").read_bytes().startswith(b"\x89PNG")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,15 +131,20 @@ def test_sigterm_and_the_same_command_again_is_bit_identical(step: int, tmp_path
     assert stopped.fit() is None
     assert stopped.trainer.global_step == step
     assert not (tmp_path / "run" / "result.json").exists()
+    saved = shutil.copy(tmp_path / "run" / "last.ckpt", tmp_path / "stopped.ckpt")
     resumed = prepare(words(tmp_path))
     assert resumed.resume is not None
     resumed.fit()
     assert resumed.trainer.global_step == whole.trainer.global_step == 24
     assert_same_bits(whole, resumed)
     assert resumed.task.counted == whole.task.counted
-    assert [row["val/top1"] for row in resumed.history.rows] == [
-        row["val/top1"] for row in whole.history.rows
-    ]
+    for name in ("val/top1", "sparsity/sad"):
+        assert [row[name] for row in resumed.history.rows] == [
+            row[name] for row in whole.history.rows
+        ], name
+    before = torch.load(saved, weights_only=True)["callbacks"]["History"]
+    assert before["seconds"] > 0
+    assert resumed.history.rows[-1]["seconds"] > before["seconds"]
 
 
 def test_kill_9_and_the_same_command_again_is_bit_identical(tmp_path: Path) -> None:

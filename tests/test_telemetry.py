@@ -238,3 +238,24 @@ def test_going_back_to_an_earlier_checkpoint_is_no_negative_number_of_steps() ->
     sparsifier.telemetry()
     optimizer.load_state_dict(saved)
     assert sparsifier.telemetry().steps >= 0
+
+
+# Interruptions.
+
+
+def test_a_watch_goes_on_from_the_last_look_before_an_interruption() -> None:
+    before, after = rows("1100 0011"), rows("0110 0011")
+    first = Watch([Held(before)])
+    first.look(5)
+    resumed = Watch([Held(after)])
+    resumed.resume(first.state())
+    seen = resumed.look(8)
+    assert (seen.sad, seen.steps, seen.step) == (2, 3, 8)
+
+
+def test_a_look_at_other_masks_is_not_gone_on_from() -> None:
+    other = Watch([Held(torch.ones(9, 8, dtype=torch.bool))])
+    watch = Watch([Held(rows("1100 0011"))])
+    watch.resume(other.state())
+    watch.resume(Watch([Held(rows("0011 1100"), name="another")]).state())
+    assert watch.look(3).sad == 0

@@ -81,6 +81,7 @@ class SparsityCallback(Callback):
         self.sparsifier: Sparsifier | None = None
         self.history: list[dict[str, float]] = []
         self._module: LightningModule | None = None
+        self._looked: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Sparsify: the optimizer exists, its saved state is not restored yet."""
@@ -132,6 +133,9 @@ class SparsityCallback(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Tell the method how long the training is: known here, and not at the fit's start."""
         assert self.sparsifier is not None
+        if self._looked is not None:
+            self.sparsifier.resume_telemetry(self._looked)
+            self._looked = None
         steps = optimizer_steps(trainer)
         if steps is not None:
             self.sparsifier.plan(steps)
@@ -221,15 +225,20 @@ class SparsityCallback(Callback):
             raise RuntimeError(f"after training, {report.summary}")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the callback itself: the patterns by weight, the history."""
+        """What a checkpoint keeps of the callback itself: patterns, history, the last look."""
         rows = self.sparsifier.report().sparse if self.sparsifier else []
-        patterns = {row.name: [row.pattern, row.axis] for row in rows}
-        return {"patterns": patterns, "history": self.history, "flip_rate": self.flip_rate}
+        return {
+            "patterns": {row.name: [row.pattern, row.axis] for row in rows},
+            "history": self.history,
+            "flip_rate": self.flip_rate,
+            "telemetry": self.sparsifier.state_dict()["telemetry"] if self.sparsifier else None,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
         self.history = list(state["history"])
         self.flip_rate = state.get("flip_rate")
+        self._looked = state.get("telemetry")
 
 
 def optimizer_steps(trainer: Trainer) -> int | None:

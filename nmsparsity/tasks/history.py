@@ -50,10 +50,15 @@ class History(Callback):
             self._validated = True
 
     def _stop(self) -> None:
-        if self._since is not None:
-            self._seconds += time.perf_counter() - self._since[0]
-            self._cpu += time.process_time() - self._since[1]
-            self._since = None
+        self._seconds, self._cpu = self._times()
+        self._since = None
+
+    def _times(self) -> tuple[float, float]:
+        """Seconds and CPU seconds until now."""
+        if self._since is None:
+            return self._seconds, self._cpu
+        wall, cpu = time.perf_counter() - self._since[0], time.process_time() - self._since[1]
+        return self._seconds + wall, self._cpu + cpu
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Add the epoch's row."""
@@ -88,8 +93,9 @@ class History(Callback):
         os.replace(beside, self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"rows": self.rows, "seconds": self._seconds, "cpu_seconds": self._cpu}
+        """What a checkpoint keeps, in the middle of an epoch too."""
+        seconds, cpu = self._times()
+        return {"rows": self.rows, "seconds": seconds, "cpu_seconds": cpu}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`."""
