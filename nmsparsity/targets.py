@@ -19,6 +19,7 @@ Rule: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Rules: TypeAlias = Rule | Iterable[Rule] | None
 Patterns: TypeAlias = str | Pattern | Mapping[str, str | Pattern]
 Remainder = Literal["dense", "pad", "error"]
+EXCLUDED = "excluded by rule"
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,7 @@ class _Chooser:
     def choose(self, site: Site, unusual: str | None) -> Pattern | str:
         """The pattern for this weight, or the reason it stays dense."""
         if any(_matches(rule, site) for rule in self.exclude or ()):
-            return "excluded by rule"
+            return EXCLUDED
         if self.include is not None and not any(_matches(rule, site) for rule in self.include):
             return "not included by any rule"
         for rule, pattern in self.patterns.items():

@@ -16,7 +16,9 @@ from nmsparsity.compression.eligible import eligible
 from nmsparsity.compression.formats import convolves, faster
 from nmsparsity.compression.fuse import Notes, chains, fold_batch_norms, fuse
 from nmsparsity.compression.observe import Calls, chooses, observe, uses
+from nmsparsity.compression.prepack import Prepacked, prepacked
 from nmsparsity.compression.report import CompressedReport, CompressedRow, attach, compressed_report
+from nmsparsity.compression.rows import layer_row, noted, skipped_rows
 from nmsparsity.compression.swap import swap
 from nmsparsity.compression.trace import Traced, trace
 from nmsparsity.compression.work import Layer, Work, copied
@@ -30,7 +32,7 @@ from nmsparsity.layers.packing import describe, packed_weight
 from nmsparsity.layers.plain import keep_hooks
 from nmsparsity.promises import Place, declare
 from nmsparsity.sites import unwrap
-from nmsparsity.targets import Rules, Selection, Skipped
+from nmsparsity.targets import EXCLUDED, Rules, Selection
 
 _READ = "others read its weight themselves, and would read a packed one dense at every call"
 _NOT_CALLED = "nothing calls it: it is not reached, or others read its weight"
@@ -63,7 +65,9 @@ def compress(
             decoder's layers the prompt once and one token 31 times. With them the packed model's
             result is checked, and ``backend="auto"`` measures dense torch against every kernel for
             each layer and takes the fastest: a layer stays dense where that is. A model with
-            convolutions is made for ``channels_last`` too, and the faster one is kept. Without
+            convolutions is made for ``channels_last`` too, and the faster one is kept. A linear
+            layer that stays dense gets a second copy of its weight, in another order, where torch
+            is faster with that by a tenth; ``exclude`` keeps it as it is. Without
             them, ``"auto"`` packs all that a kernel can run, and nothing is seen of a forward that
             cannot be traced: what it calls is fused as if it used nothing else of it.
         backend: ``"auto"``, or the name of a kernel, which is then used for every layer that it
@@ -123,6 +127,10 @@ class _Compression:
         self.notes = Notes()
         self.calls: Calls = {}
         self.sizes = {layer: _nbytes(layer) for layer in self.work.layers}
+        self.names = {module: name for name, module in self.work.model.named_modules()}
+        measuring = backend == "auto" and inputs is not None
+        self.choices = Choices() if measuring else None
+        self.others = Others(sum(p.nbytes for p in model.parameters()) if measuring else 0)
 
     def result(self) -> nn.Module:
         """All steps in order."""
@@ -141,8 +149,11 @@ class _Compression:
         packed = self._pack(chosen)
         self._fuse(traced, chains(self.work.model, traced, set(packed)))
         self._close(traced, packed)
+        self._prepack(called or {})
         self._confirm(expected)
-        attach(self.work.model, CompressedReport([*self._rows(chosen, packed), *self._dense()]))
+        rows = [self._row(m, its, chosen[m], packed.get(m)) for m, its in self.work.layers.items()]
+        rows += skipped_rows(self.given, self.selection.skipped, self.prepacked)
+        attach(self.work.model, CompressedReport(rows))
         return self.work.model
 
     def _trace(self, layers: set[nn.Module], called: Calls | None) -> Traced:
@@ -179,9 +190,6 @@ class _Compression:
         self, found: dict[nn.Module, Chain], read: set[nn.Module]
     ) -> dict[nn.Module, Choice]:
         """The kernel of every layer, or why it stays dense."""
-        measuring = self.backend == "auto" and self.inputs is not None
-        choices = Choices() if measuring else None
-        others = Others(sum(p.nbytes for p in self.given.parameters()) if measuring else 0)
         chosen, present = {}, set(self.work.model.modules())
         for module, layer in self.work.layers.items():
             problem = describe(module, layer.pattern, layer.name)
@@ -190,14 +198,12 @@ class _Compression:
                 choice = Choice(None, reason=_READ)
             elif module not in present or (self.inputs is not None and module not in self.calls):
                 choice = Choice(None, reason=_NOT_CALLED)
-            elif choices is not None and choice.kernel is not None:
+            elif self.choices is not None and choice.kernel is not None:
                 weight = packed_weight(module, layer.pattern, layer.name)
                 examples = _examples(self.calls[module], found.get(module))
                 bias = module._parameters["bias"]
-                choice = fastest(problem, weight, bias, examples, choices, others)
+                choice = fastest(problem, weight, bias, examples, self.choices, self.others)
             chosen[module] = choice
-        if choices is not None:
-            choices.save()
         return chosen
 
     def _pack(self, chosen: dict[nn.Module, Choice]) -> dict[nn.Module, PackedLayer]:
@@ -241,34 +247,36 @@ class _Compression:
                 declare({Place(module, "weight"): layer.pattern})
         self.reasons = traced.reasons
 
-    def _rows(
-        self, chosen: dict[nn.Module, Choice], packed: dict[nn.Module, PackedLayer]
-    ) -> list[CompressedRow]:
-        return [
-            self._row(module, layer, chosen[module], packed.get(module))
-            for module, layer in self.work.layers.items()
-        ]
+    def _prepack(self, called: Calls) -> None:
+        """Linear layers that stay dense are run from another order of the weight, if that pays."""
+        self.prepacked: dict[str, Prepacked] = {}
+        if self.choices is None:
+            return
+        excluded = {
+            entry.name.removesuffix(".weight")
+            for entry in self.selection.skipped
+            if entry.reason == EXCLUDED
+        }
+        new: dict[nn.Module, nn.Module] = {}
+        for module in self.work.model.modules():
+            name = self.names.get(module, "")
+            if module not in called or name in excluded:
+                continue
+            found = prepacked(module, called[module], self.choices, self.others)
+            if found is not None:
+                new[module], self.prepacked[name] = found.layer, found
+                if module in self.work.layers:
+                    declare({Place(found.layer, "weight"): self.work.layers[module].pattern})
+        self.work.model = swap(self.work.model, new)
+        self.choices.save()
 
     def _row(
         self, module: nn.Module, layer: Layer, choice: Choice, packed: PackedLayer | None
     ) -> CompressedRow:
-        size = self.sizes[module]
         why = self.notes.reasons.get(module) or self.reasons.get(module, "")
-        return CompressedRow(
-            layer.name,
-            str(layer.pattern),
-            choice.kernel,
-            size if packed is None else packed.nbytes,
-            size,
-            choice.ms_dense,
-            choice.ms_packed,
-            self.notes.fused.get(module, ()),
-            choice.reason or (f"not fused: {why}" if why else ""),
-        )
-
-    def _dense(self) -> list[CompressedRow]:
-        held = dict(self.given.named_parameters(remove_duplicate=False))
-        return [_skipped(held.get(entry.name), entry) for entry in self.selection.skipped]
+        given = (self.sizes[module], packed, self.notes.fused.get(module, ()), why)
+        row = layer_row(layer.name, layer.pattern, choice, *given)
+        return row if packed is not None else noted(row, self.prepacked.get(layer.name))
 
 
 def _nbytes(layer: nn.Module) -> int:
@@ -285,9 +293,3 @@ def _examples(calls: Counter[tuple[tuple[int, ...], bool]], chain: Chain | None)
         replace(ends, shape=shape, channels_last=last, calls=count)
         for (shape, last), count in calls.items()
     ]
-
-
-def _skipped(parameter: nn.Parameter | None, entry: Skipped) -> CompressedRow:
-    itemsize = 4 if parameter is None else parameter.itemsize
-    nbytes = torch.Size(entry.shape).numel() * itemsize
-    return CompressedRow(entry.name, None, None, nbytes, nbytes, reason=entry.reason)

@@ -14,6 +14,7 @@ from nmsparsity.compression.swap import swap
 from nmsparsity.layers import PackedLayer, PackedMultiheadAttention
 from nmsparsity.layers.fast_path import take_fast_paths
 from nmsparsity.layers.plain import keep_hooks
+from nmsparsity.layers.prepacked import PrepackedLinear
 from nmsparsity.promises import Place, declare, declared
 
 _CALLS: dict[str, tuple[Any, dict[str, str]]] = {
@@ -46,6 +47,8 @@ def decompress(model: nn.Module) -> nn.Module:
             _unfuse(module)
     plain = {m: _plain(m) for m in model.modules() if isinstance(m, PackedLayer)}
     model = swap(model, plain)  # type: ignore[arg-type]
+    again = {m: m.plain() for m in model.modules() if isinstance(m, PrepackedLinear)}
+    model = swap(model, again)  # type: ignore[arg-type]
     attention = [m for m in model.modules() if isinstance(m, PackedMultiheadAttention)]
     model = swap(model, {module: _closed(module) for module in attention})
     take_fast_paths(model)

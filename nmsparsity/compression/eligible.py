@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from nmsparsity.packed.weight import DTYPES
 from nmsparsity.pattern import Pattern
 from nmsparsity.promises import declared
 from nmsparsity.sites import Site, sites
-from nmsparsity.targets import Rules, Selection, Target, select
+from nmsparsity.targets import EXCLUDED, Rules, Selection, Target, select
 
 _NO_PATTERN = "dense: it shows no pattern"
 
@@ -51,7 +52,9 @@ def eligible(model: nn.Module, include: Rules, exclude: Rules) -> Selection:
     return Selection(
         decided.targets,
         [
-            type(entry)(entry.name, entry.shape, reasons.get(entry.name, entry.reason))
+            entry
+            if entry.reason == EXCLUDED
+            else replace(entry, reason=reasons.get(entry.name, entry.reason))
             for entry in decided.skipped
         ],
     )
