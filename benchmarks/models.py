@@ -145,7 +145,10 @@ def main() -> None:
         "decoder's scores share the dense weight of its words, as GPT-2's do, and stay dense: a "
         "third of all that a token reads.",
     ]
-    for name in (name for name in MODELS if asked.only in name):
+    chosen = [name for name in MODELS if asked.only in name]
+    if not chosen:
+        raise SystemExit(f"--only {asked.only!r}: none of {', '.join(MODELS)} has this in it")
+    for name in chosen:
         if name not in journal.found:
             found = measure(name, asked.patterns, asked.threads, asked.rounds)
             journal.put(name, facts(found))

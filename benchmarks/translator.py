@@ -269,8 +269,11 @@ def main() -> None:
         "frozen weights. Embeddings and the output layer are one dense matrix. The second tables "
         "say where the time of the packed graphs goes.",
     ]
-    for case, recipe in CASES.items():
-        for batch in asked.batches if asked.only in case else ():
+    cases = {case: recipe for case, recipe in CASES.items() if asked.only in case}
+    if not cases:
+        raise SystemExit(f"--only {asked.only!r}: none of {', '.join(CASES)} has this in it")
+    for case, recipe in cases.items():
+        for batch in asked.batches:
             title = f"{case}, batch {batch}"
             if title not in journal.found:
                 journal.put(title, measure(recipe, batch, asked))
