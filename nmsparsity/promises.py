@@ -53,6 +53,25 @@ def declare(patterns: Mapping[P, Pattern]) -> None:
         _patterns.setdefault(site.module, {})[site.attribute] = patterns[site]  # type: ignore[no-untyped-call]
 
 
+def carry_over(
+    model: nn.Module, copies: Mapping[int, object], instead: Mapping[int, nn.Module] | None = None
+) -> None:
+    """Promise of a copy what was promised of the model.
+
+    Args:
+        model: the model that was copied.
+        copies: of the modules, by the identity of the module: the memo of ``copy.deepcopy``.
+        instead: what stands in the place of some of the copies, by identity.
+    """
+    known = declared()
+    for module in model.modules():
+        copied = copies.get(id(module))
+        copied = (instead or {}).get(id(copied), copied)
+        for name, parameter in module._parameters.items():
+            if id(parameter) in known and isinstance(copied, nn.Module):
+                declare({Place(copied, name): known[id(parameter)]})
+
+
 def declared() -> dict[int, Pattern]:
     """The promised patterns, by the identity of the parameters that stand in those places now."""
     found = ((_held(module, attribute), its[attribute]) for module, its, attribute in _places())

@@ -183,7 +183,8 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """Dense weights, masks, steps, the method's course; the optimizer's state has them too.
 
-        What that one has not: ``telemetry``, the masks at the last look, a bit per weight.
+        What that one has not: ``telemetry``, the masks at the last look, a bit per weight. Where
+        both are loaded, load the optimizer's state first: it lets telemetry begin anew.
         """
         self._hooks.catch_up()
         weights = {master.name: state_of(master) for master in self._masters}
@@ -219,7 +220,8 @@ class Sparsifier:
     def resume_telemetry(self, state: dict[str, Any]) -> None:
         """Let `telemetry` count from a look before an interruption: ``state_dict()["telemetry"]``.
 
-        Not where weights are sharded, or of other shapes: the next look is then from here.
+        Not where weights are sharded, or of other sizes: the next look is then from here. Loading
+        the optimizer's state after this does the same.
         """
         if all(master.dense.shape == master.parameter.shape for master in self._masters):
             self._hooks.watch.resume(state)

@@ -64,7 +64,7 @@ class Change:
         sad: mask elements that differ between the two points in training, the paper's SAD,
             ``||E_j - E_i||_1``: a count.
         flip_rate: share of elements that changed in one single step, the one that followed the
-            first point (arXiv 2404.01847); None before there was one.
+            first point, or a resume after it (arXiv 2404.01847); None before there was one.
         density: share of elements that count now: kept, or pruned by and by and not yet gone.
         groups_changed: share of the groups with any difference.
     """
@@ -187,11 +187,11 @@ class Watch:
         last = zip(self._masked, self._last, strict=True)
         return {
             "steps": self._steps,
-            "masks": {masked.name: torch.from_numpy(seen.bits) for masked, seen in last},
+            "masks": {masked.name: torch.from_numpy(seen.bits.copy()) for masked, seen in last},
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """The next look counts from that of a `state`, if it is of these masks."""
+        """The next look counts from that of a `state`, if it is of masks of these sizes."""
         given = [state["masks"].get(masked.name) for masked in self._masked]
         if any(
             bits is None or bits.numel() != seen.bits.size
@@ -200,7 +200,7 @@ class Watch:
             return
         self._steps = int(state["steps"])
         self._last = [
-            Snapshot(bits.cpu().numpy(), seen.shape)
+            Snapshot(bits.cpu().numpy().copy(), seen.shape)
             for bits, seen in zip(given, self._last, strict=True)
         ]
 

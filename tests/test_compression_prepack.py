@@ -106,6 +106,16 @@ def test_a_layer_that_stays_dense_keeps_its_promise(
     assert nm.verify(nm.decompress(fast)).rows[0].pattern == "2:4"
 
 
+def test_copies_keep_what_a_dense_weight_is_promised() -> None:
+    made = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)).eval()
+    nm.prune(made, "2:4")
+    with torch.no_grad():
+        made[0].weight[:, 1::2] = 0.0  # As others see it, it could be 1:2.
+    fast = nm.compress(made, backend="reference", exclude="0")
+    for model in (fast, nm.decompress(fast)):
+        assert nm.verify(model).rows[0].pattern == "2:4"
+
+
 @pytest.mark.parametrize(
     "odd",
     [
@@ -119,8 +129,25 @@ def test_what_has_no_other_order(odd: nn.Module) -> None:
     assert not prepack.can_be_prepacked(odd)
 
 
-def test_a_forward_of_its_own_is_kept() -> None:
-    layer = nn.Linear(4, 4)
-    assert prepack.can_be_prepacked(layer)
-    layer.forward = lambda x: x  # type: ignore[method-assign]
-    assert not prepack.can_be_prepacked(layer)
+def test_what_others_have_put_on_a_layer_is_kept() -> None:
+    assert prepack.can_be_prepacked(nn.Linear(4, 4))
+    patched, buffered, parted, hooked = (nn.Linear(4, 4) for _ in range(4))
+    patched.forward = lambda x: x  # type: ignore[method-assign]
+    buffered.register_buffer("scale", torch.ones(1))
+    parted.adapter = nn.Linear(4, 4)
+    hooked.register_forward_hook(lambda *_: None)
+    for layer in (patched, buffered, parted, hooked):
+        assert not prepack.can_be_prepacked(layer)
+
+
+def test_the_fused_path_of_torch_reads_weights_itself(wins: Callable[[str], None]) -> None:
+    wins("transposed")
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.Sequential(layer, nn.Linear(8, 8), nn.Linear(8, 3)).eval()
+    nm.prune(model, "2:4", include="1")
+    fast = nm.compress(model, torch.randn(2, 4, 8))
+    assert type(fast[0].linear1) is nn.Linear
+    assert type(fast[2]) is PrepackedLinear
+    with pytest.raises(ValueError, match="decompress it first"):
+        nm.compress(fast, torch.randn(2, 4, 8))

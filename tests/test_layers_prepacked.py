@@ -91,9 +91,58 @@ def test_what_is_not_fp32_inference_goes_the_plain_way(order: str) -> None:
         assert_close(made(x), nn.functional.linear(x, made.weight, made.bias))
 
 
-def test_hooks_are_kept() -> None:
-    plain, _ = pair("transposed")
-    seen: list[int] = []
-    plain.register_forward_hook(lambda *_: seen.append(1))
-    PrepackedLinear(plain, "transposed")(torch.randn(2, 5))
-    assert seen == [1]
+@pytest.mark.parametrize("order", orders())
+def test_memory_that_is_used_again_is_another_weight(order: str) -> None:
+    _, layer = pair(order, bias=False)
+    x = torch.randn(3, 5)
+    for value in range(8):
+        layer.weight = None
+        layer.weight = nn.Parameter(torch.full((7, 5), float(value)), requires_grad=False)
+        assert_close(layer(x), x @ layer.weight.t())
+        given = {"weight": torch.full((7, 5), -float(value))}
+        assert_close(torch.func.functional_call(layer, given, (x,)), x @ given["weight"].t())
+    layer.weight.data = torch.ones(7, 5)
+    assert_close(layer(x), x @ layer.weight.t())
+    fine = layer.weight.data.uniform_().clone()
+    assert_close(layer.bfloat16().float()(x), x @ fine.bfloat16().float().t())
+
+
+@pytest.mark.parametrize("order", orders())
+def test_weights_whose_changes_torch_does_not_count(order: str) -> None:
+    with torch.inference_mode():
+        layer = PrepackedLinear(nn.Linear(5, 7), order)
+        layer(torch.ones(1, 5))
+        layer.load_state_dict({"weight": torch.zeros(7, 5), "bias": torch.zeros(7)})
+        assert torch.equal(layer(torch.ones(1, 5)), torch.zeros(1, 7))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")  # torch's own
+@pytest.mark.parametrize("order", orders())
+def test_derivatives_of_every_kind(order: str) -> None:
+    plain, layer = pair(order)
+    x, tangent = torch.randn(3, 5), torch.randn(3, 5)
+    wanted = torch.func.jvp(plain, (x,), (tangent,))
+    assert_close(torch.func.jvp(layer, (x,), (tangent,)), wanted)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        found = torch.autograd.forward_ad.unpack_dual(layer(dual)).tangent
+    assert_close(found, wanted[1])
+    assert_close(torch.func.vmap(layer)(x), plain(x))
+    weights = {"weight": torch.randn(2, 7, 5), "bias": torch.randn(2, 7)}
+    one = torch.func.vmap(lambda w, x: torch.func.functional_call(layer, w, (x,)), (0, None))
+    assert one(weights, x).shape == (2, 3, 7)
+
+
+def test_sizes_are_those_of_the_weight() -> None:
+    _, layer = pair("transposed", bias=False)
+    layer.weight = nn.Parameter(torch.ones(9, 5), requires_grad=False)
+    assert layer(torch.ones(2, 5)).shape == (2, 9), "transformers resizes tied weights like this"
+
+
+def test_it_can_be_parametrized_and_compiled_and_pickled() -> None:
+    plain, layer = pair("transposed")
+    layer.compile()
+    assert torch.equal(pickle.loads(pickle.dumps(layer)).weight, plain.weight)
+    _, layer = pair("transposed")
+    nn.utils.parametrizations.weight_norm(layer)
+    assert_close(layer(torch.eye(5)), plain(torch.eye(5)))

@@ -105,6 +105,20 @@ def test_resumes_bit_by_bit_from_the_middle(tmp_path: Path) -> None:
     assert [entry["epoch"] for entry in again.history] == [1, 2, 3, 4]
 
 
+def test_sad_after_a_stop_between_an_epoch_and_its_look(tmp_path: Path) -> None:
+    whole = SparsityCallback("2:4", "ste", print_report=False)
+
+    class Save(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.global_step == 6:
+                trainer.save_checkpoint(tmp_path / "edge.ckpt")
+
+    trainer(tmp_path, whole, Save(), epochs=3).fit(Module(), data())
+    again = SparsityCallback("2:4", "ste", print_report=False)
+    trainer(tmp_path, again, epochs=3).fit(Module(), data(), ckpt_path=tmp_path / "edge.ckpt")
+    assert again.history == whole.history[1:], "the look was missed, and is not the next one's"
+
+
 def test_the_checkpoint_names_the_patterns(tmp_path: Path) -> None:
     callback = SparsityCallback({"*.0": "2:4", "*.2": "1:8"}, print_report=False)
     run = trainer(tmp_path, callback, epochs=1)

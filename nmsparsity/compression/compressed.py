@@ -27,7 +27,7 @@ from nmsparsity.kernels.choices import Choices
 from nmsparsity.kernels.choose import Choice, Example, choose, fastest
 from nmsparsity.kernels.timing import Others
 from nmsparsity.layers import PackedLayer, pack
-from nmsparsity.layers.fast_path import leave_fast_paths
+from nmsparsity.layers.fast_path import fast_path_parts, leave_fast_paths
 from nmsparsity.layers.packing import describe, packed_weight
 from nmsparsity.layers.plain import keep_hooks
 from nmsparsity.promises import Place, declare
@@ -258,9 +258,10 @@ class _Compression:
             if entry.reason == EXCLUDED
         }
         new: dict[nn.Module, nn.Module] = {}
+        fused = fast_path_parts(self.work.model)
         for module in self.work.model.modules():
             name = self.names.get(module, "")
-            if module not in called or name in excluded:
+            if module not in called or module in fused or name in excluded:
                 continue
             found = prepacked(module, called[module], self.choices, self.others)
             if found is not None:

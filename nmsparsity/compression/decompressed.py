@@ -15,7 +15,7 @@ from nmsparsity.layers import PackedLayer, PackedMultiheadAttention
 from nmsparsity.layers.fast_path import take_fast_paths
 from nmsparsity.layers.plain import keep_hooks
 from nmsparsity.layers.prepacked import PrepackedLinear
-from nmsparsity.promises import Place, declare, declared
+from nmsparsity.promises import Place, carry_over, declare, declared
 
 _CALLS: dict[str, tuple[Any, dict[str, str]]] = {
     "relu": (functional.relu, {}),
@@ -41,7 +41,8 @@ def decompress(model: nn.Module) -> nn.Module:
     >>> bool((plain.get_submodule("0").weight == model[0].weight).all())
     True
     """
-    model = copy.deepcopy(model)
+    memo: dict[int, Any] = {}
+    given, model = model, copy.deepcopy(model, memo)
     for module in model.modules():
         if isinstance(module, fx.GraphModule):
             _unfuse(module)
@@ -49,6 +50,7 @@ def decompress(model: nn.Module) -> nn.Module:
     model = swap(model, plain)  # type: ignore[arg-type]
     again = {m: m.plain() for m in model.modules() if isinstance(m, PrepackedLinear)}
     model = swap(model, again)  # type: ignore[arg-type]
+    carry_over(given, memo, {id(m): plain for m, plain in again.items()})
     attention = [m for m in model.modules() if isinstance(m, PackedMultiheadAttention)]
     model = swap(model, {module: _closed(module) for module in attention})
     take_fast_paths(model)

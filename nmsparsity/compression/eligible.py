@@ -11,6 +11,7 @@ from torch import nn
 from nmsparsity.layers import PackedLayer
 from nmsparsity.layers.attention import why_closed
 from nmsparsity.layers.packing import why_no_device, why_not
+from nmsparsity.layers.prepacked import PrepackedLinear
 from nmsparsity.packed.infer import shown
 from nmsparsity.packed.weight import DTYPES
 from nmsparsity.pattern import Pattern
@@ -31,7 +32,7 @@ def eligible(model: nn.Module, include: Rules, exclude: Rules) -> Selection:
         ValueError: when no weight of the model is N:M, for a model with packed layers, and for
             rules that match nothing.
     """
-    if any(isinstance(module, PackedLayer) for module in model.modules()):
+    if any(isinstance(module, PackedLayer | PrepackedLinear) for module in model.modules()):
         raise ValueError(
             f"this {type(model).__name__} has packed layers already: nmsparsity.decompress it first"
         )

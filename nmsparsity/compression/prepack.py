@@ -66,8 +66,8 @@ def prepacked(
 
 
 def can_be_prepacked(module: nn.Module) -> bool:
-    """Whether it is nothing but a linear layer in fp32 on a CPU."""
-    if type(module) is not nn.Linear or "forward" in vars(module):
+    """Whether it is nothing but a linear layer in fp32 on a CPU: without hooks, buffers, parts."""
+    if type(module) is not nn.Linear or "forward" in vars(module) or _is_extended(module):
         return False
     weight = module._parameters.get("weight")
     return (
@@ -76,6 +76,12 @@ def can_be_prepacked(module: nn.Module) -> bool:
         and weight.device.type == "cpu"
         and weight.numel() > 0
     )
+
+
+def _is_extended(module: nn.Module) -> bool:
+    own = vars(module).items()
+    hooks = any("_hooks" in name and isinstance(value, dict) and value for name, value in own)
+    return hooks or bool(module._buffers or module._modules)
 
 
 def _measure(

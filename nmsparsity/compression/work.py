@@ -12,7 +12,7 @@ from nmsparsity.compression.swap import swap
 from nmsparsity.layers import PackedMultiheadAttention
 from nmsparsity.layers.plain import keep_hooks
 from nmsparsity.pattern import Pattern
-from nmsparsity.promises import Place, declare
+from nmsparsity.promises import Place, carry_over, declare
 from nmsparsity.sites import Site
 from nmsparsity.targets import Target
 
@@ -54,6 +54,7 @@ def copied(model: nn.Module, targets: Sequence[Target]) -> Work:
     """
     memo: dict[int, object] = {}
     work = Work(copy.deepcopy(model, memo).eval().requires_grad_(False))
+    carry_over(model, memo)
     attention = {m.out_proj: m for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     new: dict[nn.Module, PackedMultiheadAttention] = {}
     for target in targets:

@@ -133,9 +133,9 @@ class SparsityCallback(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Tell the method how long the training is: known here, and not at the fit's start."""
         assert self.sparsifier is not None
-        if self._looked is not None:
+        if self._looked is not None and not self._missed(trainer):
             self.sparsifier.resume_telemetry(self._looked)
-            self._looked = None
+        self._looked = None
         steps = optimizer_steps(trainer)
         if steps is not None:
             self.sparsifier.plan(steps)
@@ -207,6 +207,18 @@ class SparsityCallback(Callback):
         self.history.append(_entry(seen, trainer.current_epoch + 1))
         for name in ("sad", "sad_normalized", "density"):
             module.log(f"sparsity/{name}", float(getattr(seen, name)), sync_dist=True)
+
+    def _missed(self, trainer: Trainer) -> bool:
+        """Whether the checkpoint is of an epoch's last batch, before the look that was due then.
+
+        Lightning does not end that epoch once more; its changes are not those of the next one.
+        """
+        total, epochs = optimizer_steps(trainer), trainer.max_epochs
+        if total is None or trainer.max_steps > 0 or not epochs:
+            return False
+        done, inside = divmod(trainer.global_step, total // epochs)
+        seen = self.history[-1]["epoch"] if self.history else 0
+        return not inside and self._due(done) and seen < done
 
     def _due(self, epoch: int) -> bool:
         return self.telemetry_every > 0 and epoch % self.telemetry_every == 0

@@ -27,6 +27,16 @@ def leave_fast_paths(model: nn.Module) -> None:
                 setattr(module, name, False)
 
 
+def fast_path_parts(model: nn.Module) -> set[nn.Module]:
+    """The layers whose dense weights torch's fused path reads itself."""
+    return {
+        part
+        for module in model.modules()
+        if isinstance(module, nn.TransformerEncoderLayer) and not hasattr(module, _KEPT)
+        for part in module.modules()
+    }
+
+
 def take_fast_paths(model: nn.Module) -> None:
     """Undo `leave_fast_paths`, in place."""
     for module in model.modules():

@@ -19,7 +19,12 @@ from nmsparsity.layers.stored import KEYS, from_state, to_state
 from nmsparsity.layout import input_first
 from nmsparsity.packed.weight import PackedWeight
 
-_REMADE = ("_tile_names", "_buffers", "_run")  # not copied and pickled: made of the weight
+_REMADE = (
+    "_tile_names",
+    "_buffers",
+    "_run",
+    "_compiled_call_impl",
+)  # not copied and pickled: made of the weight
 
 
 class PackedLayer(nn.Module):

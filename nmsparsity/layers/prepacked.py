@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,15 +54,28 @@ def orders() -> list[str]:
     return [name for name in ORDERS if name != "onednn" or has_onednn]
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """A weight in another order; the one it was made of is held, so that its memory stays its."""
+
+    source: Tensor
+    version: int
+    laid_out: Tensor
+
+    def is_of(self, weight: Tensor) -> bool:
+        return weight.data_ptr() == self.source.data_ptr() and weight._version == self.version
+
+
 class PrepackedLinear(nn.Linear):
     """`nn.Linear` on fp32 weights on a CPU, for inference, with a second copy of the weight.
 
     ``weight`` is the parameter of the plain layer, tied to others as it was; the copy follows it
-    (but not what is written through ``weight.data``, which torch does not count) and is neither
-    saved nor copied. What is traced, compiled or differentiated goes the plain way.
+    and is neither saved nor copied. It cannot follow what torch does not count: what is written
+    through ``weight.data``, or by another process. What is traced, compiled or differentiated goes
+    the plain way.
 
     Args:
-        plain: the layer it stands for.
+        plain: the layer it stands for; without buffers, modules and hooks of its own.
         order: one of `orders`.
 
     >>> plain = nn.Linear(4, 2)
@@ -77,30 +91,24 @@ class PrepackedLinear(nn.Linear):
         for name, value in vars(plain).items():
             vars(self).setdefault(name, value)  # What others hang on a layer.
         self._parameters.update(plain._parameters)
-        self._copy: tuple[Any, Tensor] | None = None
-        keep_hooks(plain, self)
+        self._copy: _Copy | None = None
         self.train(plain.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in]`` to ``[..., out]``."""
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
-        assert weight is not None
+        weight, bias = self.weight, self.bias
         if _needs_torch(input, weight, bias):
             return functional.linear(input, weight, bias)
-        rows = input.reshape(-1, self.in_features)
-        found = ORDERS[self.order][1](rows, self.laid_out(), bias)
-        return found.reshape(*input.shape[:-1], self.out_features)
+        rows = input.reshape(-1, weight.shape[1])
+        found = ORDERS[self.order][1](rows, self._laid_out(weight), bias)
+        return found.reshape(*input.shape[:-1], weight.shape[0])
 
-    def laid_out(self) -> Tensor:
+    def _laid_out(self, weight: Tensor) -> Tensor:
         """The copy of the weight, made anew where that was changed since."""
-        weight = self._parameters["weight"]
-        assert weight is not None
-        version = None if weight.is_inference() else weight._version
-        seen = (weight.data_ptr(), version)
-        if self._copy is None or self._copy[0] != seen:
-            with torch.no_grad():
-                self._copy = (seen, ORDERS[self.order][0](weight.detach()))
-        return self._copy[1]
+        if self._copy is None or not self._copy.is_of(weight):
+            source = weight.detach()
+            self._copy = _Copy(source, weight._version, ORDERS[self.order][0](source))
+        return self._copy.laid_out
 
     def plain(self) -> nn.Linear:
         """The plain layer again, with the same parameters."""
@@ -114,7 +122,7 @@ class PrepackedLinear(nn.Linear):
         return layer.train(self.training)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_copy": None}
+        return {**super().__getstate__(), "_copy": None}  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, order={self.order}"
@@ -122,7 +130,16 @@ class PrepackedLinear(nn.Linear):
 
 def _needs_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the copy is not for this call; errors are then torch's own."""
-    if watched(x, weight, bias) or x.shape[-1:] != weight.shape[1:]:
+    if watched(x, weight, bias) or _transformed() or type(weight) is not nn.Parameter:
         return True
-    plain = x.dtype is weight.dtype is torch.float32 and x.device.type == weight.device.type
-    return not plain or x.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+    if weight.is_inference() or x.is_nested or x.layout is not torch.strided:
+        return True
+    plain = x.dtype is weight.dtype is torch.float32 and x.shape[-1:] == weight.shape[1:]
+    on_cpu = x.device.type == weight.device.type == "cpu"
+    return not (plain and on_cpu) or torch.is_autocast_enabled("cpu")
+
+
+def _transformed() -> bool:
+    """Whether torch.func is at work, or forward-mode differentiation."""
+    interpreted = torch._C._functorch.peek_interpreter_stack() is not None
+    return interpreted or torch.autograd.forward_ad._current_level >= 0

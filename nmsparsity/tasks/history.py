@@ -39,6 +39,13 @@ class History(Callback):
         self._validated = False
         self._since = (time.perf_counter(), time.process_time())
 
+    def on_train_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock of an epoch that goes on after an interruption: it has no start."""
+        if self._since is None:
+            self._since = (time.perf_counter(), time.process_time())
+
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Stop the clock: what follows is no training."""
         self._stop()
