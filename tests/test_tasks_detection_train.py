@@ -43,7 +43,7 @@ def words(folder: Path, *more: str, kind: str = "detection", run: str = "run") -
         "task": {
             "backbone": {
                 "name": "small_resnet10",
-                "options": {"width": 8, "stem_stride": 2},
+                "options": {"width": 16, "stem_stride": 2},
                 "levels": [2, 3, 4],
             },
             "heads": {"pyramid": 16, "box": 32, "anchor_sizes": [12, 20, 28, 40]},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nmsparsity.tasks.accuracy import Accuracy
+from nmsparsity.tasks.memory_format import memory_format
 from nmsparsity.tasks.models import classifier
 from nmsparsity.tasks.schedule import warmup_cosine
 from nmsparsity.tasks.task import Task
@@ -66,7 +67,8 @@ class ClassificationTask(Task):
         in_channels: 3 for colour, 1 for grey images; taken from the data likewise.
         optimizer: SGD and its schedule.
         label_smoothing: share of the target spread over all classes (0 in the paper).
-        channels_last: keep images and weights in channels-last memory: faster convolutions.
+        channels_last: keep images and weights in channels-last memory: faster convolutions; left
+            out where that is not safe (`memory_format`).
         init_from: a checkpoint, packed file or run folder whose weights to start from.
 
     Attributes:
@@ -87,7 +89,7 @@ class ClassificationTask(Task):
     ) -> None:
         super().__init__(init_from)
         network = classifier(model, classes, in_channels, **(model_options or {}))
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = memory_format(network, channels_last)
         self.model = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.optimizer = optimizer
         self.label_smoothing = label_smoothing

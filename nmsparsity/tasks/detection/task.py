@@ -16,6 +16,7 @@ from nmsparsity.tasks.detection.detectors import Heads, Model, detector, sampler
 from nmsparsity.tasks.detection.optimizer import StepSGD
 from nmsparsity.tasks.detection.precision import AveragePrecision
 from nmsparsity.tasks.detection.scaling import small_masks
+from nmsparsity.tasks.memory_format import memory_format
 from nmsparsity.tasks.task import Task
 
 CATEGORIES = "categories.json"
@@ -40,7 +41,8 @@ class DetectionTask(Task):
         categories: names by id; taken from the data by the command line, as what follows.
         min_size, max_size: sides of images in evaluation.
         seed: of the anchors and proposals that are trained on.
-        channels_last: keep the weights in channels-last memory: faster convolutions.
+        channels_last: keep the weights in channels-last memory: faster convolutions; left out
+            where that is not safe (`memory_format`).
         attached: what a file of ours holds beside the weights.
 
     Attributes:
@@ -96,9 +98,8 @@ class DetectionTask(Task):
             max_detections=max_detections,
             **(model_options or {}),
         )
-        if channels_last:
-            # Convolutions hand the format of their weights on.
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Convolutions hand the format of their weights on.
+        self.model.to(memory_format=memory_format(self.model, channels_last))  # type: ignore[call-overload]
         self.categories, self.backbone, self.optimizer = categories, backbone, optimizer
         self.max_detections, self.seed = max_detections, seed
         self.best = -math.inf
