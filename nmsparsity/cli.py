@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"nmsparsity {words[0]}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"nmsparsity {words[0]}: interrupted", file=sys.stderr)
+        return 130
 
 
 def train(words: list[str]) -> int:
@@ -73,7 +76,8 @@ def train(words: list[str]) -> int:
     run = prepare(words)
     result = run.fit()
     if result is None:
-        print(f"stopped; the same command goes on from {run.folder.last}")
+        there = run.folder.last if run.folder.last.exists() else "the beginning"
+        print(f"stopped; the same command goes on from {there}")
         return STOPPED
     if run.trainer.is_global_zero:
         print(f"{run.kind.trained(result)}; density {result['density']:.3f}; in {run.folder.path}")

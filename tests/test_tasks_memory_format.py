@@ -25,14 +25,12 @@ LAST = torch.channels_last
     ],
 )
 def test_strided_1x1_over_few_channels_stays_contiguous(
-    layer: nn.Conv2d, form: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+    layer: nn.Conv2d, form: torch.memory_format
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr("nmsparsity.tasks.memory_format.rank_zero_info", said.append)
-    assert memory_format(nn.Sequential(layer), True) is form
-    assert len(said) == (form is not LAST)
-    assert all(text.startswith("channels_last is left out: 0 is a 1x1 conv") for text in said)
-    assert memory_format(layer, False) is torch.contiguous_format
+    found, note = memory_format(nn.Sequential(layer), True)
+    assert found is form
+    assert note.startswith("channels_last is left out: 0 is a 1x1 conv") == (form is not LAST)
+    assert memory_format(layer, False) == (torch.contiguous_format, "")
 
 
 @pytest.mark.parametrize(("width", "last"), [(8, False), (16, True)])
@@ -45,4 +43,5 @@ def test_tasks_train_in_that_format(width: int, last: bool) -> None:
         deep = [its.weight for its in task.model.modules() if isinstance(its, nn.Conv2d)]
         wide = [weight for weight in deep if weight.shape[1] > 1 and weight.shape[2] > 1]
         assert {w.is_contiguous(memory_format=LAST) for w in wide} == {last}
+        assert bool(task.note) != last
     assert (classes.memory_format is LAST) == last

@@ -333,7 +333,9 @@ def test_a_saved_model_goes_on_training(
     saved.save_pretrained(tmp_path / "bart")
     (tmp_path / "bart" / "tokenizer.json").write_text(vocabulary.text)
     more = ["--task.pretrained", str(tmp_path / "bart")]
-    with pytest.raises(ValueError, match=r"300 tokens, the vocabulary has 280; .*vocabulary_file"):
+    with pytest.raises(
+        ValueError, match=r"of 300 tokens, than that of the data, of 280; .*vocabulary_file"
+    ):
         prepare(words(tmp_path, *more, "--data.vocabulary_size", "280"))
     own = ["--data.vocabulary_file", str(tmp_path / "bart" / "tokenizer.json")]
     run = prepare(words(tmp_path, *more, *own, epochs=1))

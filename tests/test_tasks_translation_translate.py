@@ -207,7 +207,10 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys) -> None:
     torch.save({"weight": torch.ones(2, 2)}, tmp_path / "file.pt")
     (tmp_path / "long.txt").write_text("ok\n" + "man " * 60 + "\n")
     for command, said in (
-        ([str(tmp_path / "file.pt")], "file.pt: no translator: want a run folder"),
+        (
+            [str(tmp_path / "file.pt")],
+            "file.pt: no translator, it holds no model.json and no tokenizer.json: want a run",
+        ),
         ([str(tmp_path / "none")], "none: no such checkpoint"),
         ([str(run), "--beam", "0"], "beam 0: want 1 or more"),
         (

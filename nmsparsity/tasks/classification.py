@@ -89,7 +89,7 @@ class ClassificationTask(Task):
     ) -> None:
         super().__init__(init_from)
         network = classifier(model, classes, in_channels, **(model_options or {}))
-        self.memory_format = memory_format(network, channels_last)
+        self.memory_format, self.note = memory_format(network, channels_last)
         self.model = network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.optimizer = optimizer
         self.label_smoothing = label_smoothing

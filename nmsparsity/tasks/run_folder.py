@@ -74,7 +74,7 @@ class RunFolder(Checkpoint):
             ValueError: if the folder holds a training of another configuration, or is damaged.
         """
         file = self.path / "config.yaml"
-        if not file.exists():
+        if not file.exists() or not self.last.exists():
             return None
         there = _mapping(file, yaml.safe_load, "delete it to go on with the settings given here")
         different = sorted(differences(there, self.config))
@@ -83,8 +83,6 @@ class RunFolder(Checkpoint):
                 f"{self.path} holds a run with other settings ({'; '.join(different[:5])}); "
                 "choose another --run_dir, or go on regardless with --ckpt_path last"
             )
-        if not self.last.exists():
-            return None
         check_whole(self.last)
         return self.last
 
@@ -158,7 +156,7 @@ def check_whole(path: Path) -> None:
 def _mapping(file: Path, parse: Callable[[str], Any], remedy: str) -> dict[str, Any]:
     """A file of named values, parsed."""
     try:
-        content = parse(file.read_text())
+        content = parse(file.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError):
         content = None
     if not isinstance(content, dict):
@@ -184,5 +182,5 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
 def _replace(path: Path, text: str) -> None:
     """Write beside and rename: never half a file."""
     beside = path.with_suffix(".tmp")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)

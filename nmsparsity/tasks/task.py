@@ -40,6 +40,7 @@ class Task(LightningModule):
         optimizer: trains it; its learning rate changes at every step.
         counted: the metrics of the last validation, over all processes.
         folder: where to write more than metrics; None: nowhere.
+        note: said when a training starts.
     """
 
     model: nn.Module
@@ -50,11 +51,14 @@ class Task(LightningModule):
         self.init_from = init_from
         self.counted: dict[str, Any] = {}
         self.folder: Path | None = None
+        self.note = ""
         self._accumulating = False
         self._gradients: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
         """Load ``init_from`` once, before sparsity sets in and before a resume overwrites it."""
+        if stage == "fit" and self.note and self.trainer.is_global_zero:
+            print(self.note)
         if stage == "fit" and self.init_from:
             Checkpoint.read(self.init_from).load_into(self.model)
 
@@ -89,9 +93,13 @@ class Task(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Notice whether an optimizer step is half way through its accumulated batches."""
+        self._accumulating = not self._ends_step(batch_idx)
+
+    def _ends_step(self, batch_idx: int) -> bool:
+        """Whether this batch is the last of its optimizer step."""
         done = batch_idx + 1
         last = done == self.trainer.num_training_batches
-        self._accumulating = not last and done % self.trainer.accumulate_grad_batches != 0
+        return last or done % self.trainer.accumulate_grad_batches == 0
 
     def on_train_start(self) -> None:
         """Go on with the gradients of a step that was interrupted half way."""

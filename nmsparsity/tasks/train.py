@@ -33,6 +33,8 @@ def quiet() -> None:
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*treespec.*", module="lightning")
+    # Our metrics are those of all processes already.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*", module="lightning")
 
 
 @dataclass
@@ -76,6 +78,10 @@ class Run:
             self.task.finish(self.trainer, self.data)
         except SIGTERMException:
             return None
+        except SystemExit:  # So Lightning ends when the user does, by Ctrl-C.
+            if self.trainer.interrupted:
+                return None
+            raise
         result = self.result()
         if not self.trying:
             self.folder.write_result(result)

@@ -99,7 +99,8 @@ class DetectionTask(Task):
             **(model_options or {}),
         )
         # Convolutions hand the format of their weights on.
-        self.model.to(memory_format=memory_format(self.model, channels_last))  # type: ignore[call-overload]
+        form, self.note = memory_format(self.model, channels_last)
+        self.model.to(memory_format=form)  # type: ignore[call-overload]
         self.categories, self.backbone, self.optimizer = categories, backbone, optimizer
         self.max_detections, self.seed = max_detections, seed
         self.best = -math.inf

@@ -34,6 +34,10 @@ class AdamW:
     schedule: Literal["inverse_sqrt", "cosine"] = "inverse_sqrt"
     warmup_steps: int = 4000
 
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps {self.warmup_steps}: want 0 or more")
+
     def build(self, model: nn.Module) -> torch.optim.AdamW:
         """The optimizer of a model's parameters."""
         embeddings = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,6 +34,8 @@ class Decoder:
     def __post_init__(self) -> None:
         if self.beam < 1:
             raise ValueError(f"beam {self.beam}: want 1 or more")
+        if not math.isfinite(self.length_penalty):
+            raise ValueError(f"length_penalty {self.length_penalty}: want a finite number")
 
     @torch.inference_mode()
     def __call__(

@@ -93,7 +93,9 @@ class EncodedPairs:
             max_ratio: of the longer to the shorter side, in tokens.
         """
         sides = (self.texts.sources, self.texts.targets)
-        written = [torch.tensor([bool(line.strip()) for line in side]) for side in sides]
+        written = [
+            torch.tensor([bool(its.strip()) for its in side], dtype=torch.bool) for side in sides
+        ]
         empty = ~(written[0] & written[1])
         lengths = torch.stack([self.source.lengths, self.target.lengths])
         longer, shorter = lengths.amax(0), lengths.amin(0)

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, MarianConfig
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig, MarianConfig
+from transformers.activations import ACT2FN
 
+from nmsparsity.tasks.translation.pairs import read_utf8
 from nmsparsity.tasks.translation.vocabulary import Vocabulary
 
 
@@ -39,6 +42,14 @@ class Transformer:
     dropout: float = 0.1
     attention_dropout: float = 0.0
     activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("width", "feed_forward", "heads")}
+        layers = {name: getattr(self, name) for name in ("encoder_layers", "decoder_layers")}
+        if min(sizes.values()) < 1 or min(layers.values()) < 0:
+            raise ValueError(f"transformer {sizes | layers}: want sizes of 1 or more")
+        if self.activation not in ACT2FN:
+            raise ValueError(f"activation {self.activation!r}: want one of {', '.join(ACT2FN)}")
 
     def config(self, vocabulary: Vocabulary, positions: int) -> MarianConfig:
         """The configuration of transformers' Marian, which is this architecture.
@@ -81,24 +92,37 @@ def new(shape: Transformer, vocabulary: Vocabulary, positions: int) -> nn.Module
     return model
 
 
-def pretrained(folder: str, vocabulary: Vocabulary) -> nn.Module:
-    """Any encoder-decoder that transformers has saved in a folder on this computer.
+def pretrained(folder: str, vocabulary: Vocabulary, positions: int) -> nn.Module:
+    """Any encoder-decoder that transformers has saved in a folder on this computer, in fp32.
 
     Raises:
         FileNotFoundError: if there is no such folder; nothing is downloaded.
-        ValueError: if it has not the vocabulary's size.
+        ValueError: if it has another vocabulary, or fewer positions.
     """
     if not Path(folder, "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no folder with a config.json; want a saved model")
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder, local_files_only=True)
-    if model.config.vocab_size != vocabulary.size:
+    own = Path(folder, "tokenizer.json")
+    _check_vocabulary(folder, getattr(model.config, "vocab_size", None), own, vocabulary)
+    if positions_of(model, positions) < positions:
         raise ValueError(
-            f"{folder}: {model.config.vocab_size:,} tokens, the vocabulary has "
-            f"{vocabulary.size:,}; give the model's own by --data.vocabulary_file "
-            f"{folder}/tokenizer.json"
+            f"{folder}: it takes {positions_of(model, positions)} tokens; give --data.max_length "
+            f"{positions_of(model, positions)} instead of {positions}"
         )
-    found: nn.Module = model.train()
-    return found
+    return _plain(model.train())
+
+
+def _check_vocabulary(folder: str, rows: int | None, own: Path, given: Vocabulary) -> None:
+    """Models may have more rows than there are tokens: T5 has 32,128 for some 32,100."""
+    if rows is None:
+        raise ValueError(f"{folder}: its configuration has no vocab_size, nothing to compare with")
+    has_one = own.is_file()
+    fits = Vocabulary(read_utf8(own)).same(given) if has_one else rows == given.size
+    if not fits or rows < given.size:
+        raise ValueError(
+            f"{folder}: another vocabulary, of {rows:,} tokens, than that of the data, of "
+            f"{given.size:,}; give the model's own by --data.vocabulary_file {own}"
+        )
 
 
 def described(text: str) -> nn.Module:
@@ -111,14 +135,24 @@ def described(text: str) -> nn.Module:
         said = json.loads(text)
         config = AutoConfig.for_model(said.pop("model_type"), **said)
         return _from_config(config)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # Whatever a model's own code raises at numbers that make no sense.
         raise ValueError(f"model.json: no description of an encoder-decoder ({error})") from error
 
 
 def _from_config(config: Any) -> nn.Module:
     build: Any = AutoModelForSeq2SeqLM.from_config
-    model: nn.Module = build(config)
-    return model
+    return _plain(build(config))
+
+
+def _plain(model: Any) -> nn.Module:
+    """In fp32, whatever it was saved in, and decoding as `Decoder` says, not as a file says.
+
+    A checkpoint does not hold such settings: they would act until the first interruption only.
+    """
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    found: nn.Module = model.float()
+    model.config.dtype = torch.float32
+    return found
 
 
 def describe(model: nn.Module) -> str:
@@ -128,9 +162,18 @@ def describe(model: nn.Module) -> str:
 
 
 def start_of(model: nn.Module) -> int:
-    """The number of the token that the decoder starts from."""
-    found: Any = model.config
-    return int(found.decoder_start_token_id)
+    """The number of the token that the decoder starts from.
+
+    Raises:
+        ValueError: if the model's configuration does not say.
+    """
+    found: Any = getattr(model.config, "decoder_start_token_id", None)
+    if not isinstance(found, int):
+        raise ValueError(
+            f"the model's configuration has decoder_start_token_id {found!r}: want the number of a "
+            "token, in the config.json of its folder"
+        )
+    return found
 
 
 def positions_of(model: nn.Module, otherwise: int) -> int:

@@ -60,7 +60,7 @@ def read_pairs(source: str, root: str | Path | None, split: str, languages: list
     for name in SPLITS.get(split, (split,)):
         files = [folder / f"{name}.{language}" for language in languages]
         if all(file.is_file() for file in files):
-            sources, targets = (lines_of(file.read_text(encoding="utf-8")) for file in files)
+            sources, targets = (lines_of(read_utf8(file)) for file in files)
             return Pairs(sources, targets, " and ".join(map(str, files)))
         if parquet := sorted(folder.glob(f"**/{name}-*.parquet")):
             return _from_parquet(parquet, languages)
@@ -70,6 +70,23 @@ def read_pairs(source: str, root: str | Path | None, split: str, languages: list
             f"{split}.{languages[1]} in it"
         )
     return _from_hub(source, folder, split, languages)
+
+
+def read_utf8(file: Path) -> str:
+    """A text file as it stands, every carriage return included; a byte order mark is no text.
+
+    Raises:
+        ValueError: naming the first line that is no UTF-8.
+    """
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{file}: line {line} is not UTF-8 (byte 0x{content[error.start]:02x}); convert the "
+            "file, as by 'iconv -f ISO-8859-1 -t UTF-8'"
+        ) from None
 
 
 def lines_of(text: str) -> list[str]:
@@ -113,9 +130,15 @@ def _from_hub(source: str, looked: Path, split: str, languages: list[str]) -> Pa
 
 
 def _columns(rows: Any, languages: list[str], where: str) -> Pairs:
-    rows = list(rows)
-    if rows and (missing := [language for language in languages if language not in rows[0]]):
-        raise ValueError(f"{where}: no {' and no '.join(missing)} among {', '.join(rows[0])}")
+    try:
+        texts = [dict(row or {}) for row in rows]
+    except (TypeError, ValueError):
+        raise ValueError(f"{where}: 'translation' is no column of texts by language") from None
+    known = next(filter(None, texts), dict.fromkeys(languages))
+    if missing := [language for language in languages if language not in known]:
+        raise ValueError(f"{where}: no {' and no '.join(missing)} among {', '.join(known)}")
     # A missing text is an empty one: counted and dropped as such.
-    sources, targets = ([row[language] or "" for row in rows] for language in languages)
-    return Pairs(sources, targets, where)
+    sides = [[text.get(language) or "" for text in texts] for language in languages]
+    if odd := [text for side in sides for text in side if not isinstance(text, str)]:
+        raise ValueError(f"{where}: want texts in 'translation', found {odd[0]!r}")
+    return Pairs(sides[0], sides[1], where)

@@ -79,6 +79,10 @@ class TranslationTask(Task):
         attached: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(init_from)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing {label_smoothing}: want a share, 0 or more, below 1")
+        if average < 0:
+            raise ValueError(f"average {average}: want 0 or more epochs")
         self.vocabulary = vocabulary
         self.model = network(vocabulary, max_length, transformer, pretrained, attached or {})
         if attention is not None:
@@ -91,6 +95,7 @@ class TranslationTask(Task):
         self.scores = Scores(vocabulary.pad)
         self._averaged: dict[str, Any] = {}
         self._tokens, self._since = 0, 0.0
+        self._step_loss = torch.zeros(())
 
     def attachments(self) -> dict[str, str]:
         return {VOCABULARY: self.vocabulary.text, MODEL: describe(self.model)}
@@ -123,12 +128,14 @@ class TranslationTask(Task):
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )
-        # Lightning divides by the accumulated batches, and DDP by the processes.
-        shares = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        loss = loss * shares / batch.step_tokens
+        # DDP divides by the processes, and Lightning by the accumulated batches.
+        loss = loss * self.trainer.world_size / batch.step_tokens
+        self._step_loss = self._step_loss + loss.detach()
         self._tokens += int(batch.target.ne(self.vocabulary.pad).sum())
-        self.log("train/loss", loss.detach(), on_step=True, on_epoch=False, sync_dist=True)
-        return loss
+        if self._ends_step(batch_index):
+            self.log("train/loss", self._step_loss, on_step=True, on_epoch=False, sync_dist=True)
+            self._step_loss = torch.zeros(())
+        return loss * self.trainer.accumulate_grad_batches
 
     def on_train_epoch_start(self) -> None:
         self._tokens, self._since = 0, time.perf_counter()
@@ -184,17 +191,36 @@ class TranslationTask(Task):
         last = self.counted
         Checkpoint.read(path).load_into(self.model)
         trainer.validate(self, datamodule=data, verbose=False)
-        names = ("bleu", "chrf", "loss", "perplexity")
-        self._averaged = {f"averaged_{name}": self.counted[name] for name in names}
+        names = {"bleu", "chrf", "loss", "perplexity"} & self.counted.keys()
+        self._averaged = {f"averaged_{name}": self.counted[name] for name in sorted(names)}
         self.counted = last
+
+    def setup(self, stage: str) -> None:
+        """Load ``init_from``.
+
+        Raises:
+            ValueError: if it was trained with another vocabulary.
+        """
+        if stage == "fit" and self.init_from:
+            known = Checkpoint.read(self.init_from).attachments.get(VOCABULARY)
+            if known is not None and not Vocabulary(known).same(self.vocabulary):
+                raise ValueError(
+                    f"{self.init_from} was trained with another vocabulary than that of the data; "
+                    f"give its own by --data.vocabulary_file RUN_FOLDER/{VOCABULARY}"
+                )
+        super().setup(stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["best_bleu"] = self.best_bleu
+        if self._accumulating:
+            mean = self.trainer.strategy.reduce(self._step_loss.clone(), reduce_op="mean")
+            checkpoint["step_loss"] = float(mean)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.best_bleu = checkpoint.get("best_bleu", 0.0)
+        self._step_loss = torch.tensor(checkpoint.get("step_loss", 0.0))
 
 
 def network(
@@ -208,5 +234,5 @@ def network(
     if MODEL in attached:
         return described(attached[MODEL])
     if folder is not None:
-        return pretrained(folder, vocabulary)
+        return pretrained(folder, vocabulary, max_length)
     return new(shape, vocabulary, max_length)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from nmsparsity.tasks.translation.pairs import read_utf8
 from nmsparsity.tasks.translation.translator import read_translator
 
 DESCRIPTION = """
@@ -38,8 +39,9 @@ def translate(words: Sequence[str]) -> None:
     if translator.unfinished:
         lines = sorted(set(translator.unfinished))
         print(
-            f"nmsparsity translate: {len(lines)} translations were stopped before their end, at "
-            f"twice the length of the source, first that of line {lines[0]}",
+            f"nmsparsity translate: stopped before their end, at twice the length of the longest "
+            f"line translated together with them: {len(lines)}, first the translation of line "
+            f"{lines[0]}",
             file=sys.stderr,
         )
 
@@ -68,8 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 @contextmanager
 def _source(name: str) -> Iterator[TextIO]:
     if name != "-":
-        with open(name, encoding="utf-8", newline="\n") as file:
-            yield file
+        yield io.StringIO(read_utf8(Path(name)), newline="\n")
+    elif sys.stdin is None:
+        raise ValueError("there is no standard input; give --input FILE")
     else:
         yield _utf8(sys.stdin)
 
@@ -78,8 +81,10 @@ def _source(name: str) -> Iterator[TextIO]:
 def _target(name: str) -> Iterator[TextIO]:
     """The output; a file appears under its name once it is whole."""
     if name == "-":
-        yield sys.stdout
+        yield _utf8(sys.stdout)
         return
+    if Path(name).is_dir() or not Path(name).absolute().parent.is_dir():
+        raise ValueError(f"--output {name}: want a file in a folder that exists")
     beside = Path(f"{name}.tmp")
     try:
         with beside.open("w", encoding="utf-8", newline="\n") as file:

@@ -148,13 +148,18 @@ def translator_of(
 ) -> Translator:
     """`read_translator`, of what is read already."""
     texts = checkpoint.attachments
-    if MODEL not in texts or VOCABULARY not in texts:
+    if missing := [name for name in (MODEL, VOCABULARY) if name not in texts]:
         raise ValueError(
-            f"{checkpoint.path}: no translator: want a run folder, checkpoint or packed file of "
-            "'nmsparsity train --kind translation'"
+            f"{checkpoint.path}: no translator, it holds no {' and no '.join(missing)}: want a run "
+            "folder, checkpoint or packed file of 'nmsparsity train --kind translation'"
         )
     vocabulary, model = Vocabulary(texts[VOCABULARY]), described(texts[MODEL])
     checkpoint.load_into(model)
+    rows = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if rows < vocabulary.size:
+        raise ValueError(
+            f"{checkpoint.path}: its vocabulary has {vocabulary.size:,} tokens, its model {rows:,}"
+        )
     model.eval()
     found = {site.name: site for site in sites(model)}
     declare({found[n]: its for n, its in checkpoint.patterns.items() if n in found})

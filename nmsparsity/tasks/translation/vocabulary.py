@@ -69,6 +69,12 @@ class Vocabulary:
         written: str = self._tokenizer.to_str()
         return written
 
+    def same(self, other: Vocabulary) -> bool:
+        """Whether both give every token the same number."""
+        mine: dict[str, int] = self._tokenizer.get_vocab()
+        theirs: dict[str, int] = other._tokenizer.get_vocab()
+        return mine == theirs
+
     @property
     def size(self) -> int:
         """How many tokens it has."""
