@@ -26,6 +26,7 @@ from nmsparsity.tasks.train import prepare
 from nmsparsity.tasks.translation.models import Transformer, describe, described, pretrained
 from nmsparsity.tasks.translation.pairs import read_pairs
 from nmsparsity.tasks.translation.task import TranslationTask
+from nmsparsity.tasks.translation.translator import Translator
 from nmsparsity.tasks.translation.vocabulary import Vocabulary
 from tests.images import lightning_warnings
 from tests.sentences import sentences, words
@@ -85,7 +86,7 @@ def test_a_model_may_have_more_rows_than_its_vocabulary(
     start = {"decoder_start_token_id": vocabulary.pad}
     model = T5ForConditionalGeneration(T5Config(vocab_size=328, **sizes, **special, **start))
     model.save_pretrained(tmp_path / "t5")
-    with pytest.raises(ValueError, match=r"another vocabulary, of 328 tokens, .* of 300; give"):
+    with pytest.raises(ValueError, match=r"of 328 tokens, .* of 300; give .* FILE, a tokenizer"):
         pretrained(str(tmp_path / "t5"), vocabulary, 40)
     (tmp_path / "t5" / "tokenizer.json").write_text(vocabulary.text)
     pretrained(str(tmp_path / "t5"), vocabulary, 40)
@@ -118,6 +119,21 @@ def test_a_start_that_was_refused_leaves_no_settings_to_keep_to(tmp_path: Path) 
     assert prepare(words(tmp_path, epochs=1)).fit() is not None
     with pytest.raises(ValueError, match="holds a run with other settings"):
         prepare(words(tmp_path, epochs=2))
+
+
+def test_an_interrupt_from_the_keyboard_loses_nothing(tmp_path: Path) -> None:
+    class Interrupt(Callback):
+        def on_train_epoch_start(self, trainer: Any, module: TranslationTask) -> None:
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    assert prepare(words(tmp_path), [Interrupt()]).fit() is None
+    assert prepare(words(tmp_path)).fit() is not None
+    assert prepare(words(tmp_path, run="whole")).fit() is not None
+    found, whole = (
+        Checkpoint.read(tmp_path / run / "last.ckpt").tensors for run in ("run", "whole")
+    )
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
 def test_average_without_a_validation(tmp_path: Path) -> None:
@@ -204,5 +220,9 @@ def test_where_to_write_and_read(
     monkeypatch.setattr(sys, "stdin", None)
     assert cli.main(["translate", run]) == 2
     assert "there is no standard input; give --input FILE" in capsys.readouterr().err
+    monkeypatch.setattr(Translator, "_decode", None)  # Refused before anything is translated.
+    (tmp_path / "long.en").write_text("a man\n" * 1030 + "man " * 99)
+    assert cli.main(["translate", run, "--input", str(tmp_path / "long.en")]) == 2
+    assert "line 1031: a sentence of" in capsys.readouterr().err
     checkpoint = Checkpoint.read(run)
     assert not [file for file in checkpoint.path.parent.iterdir() if file.suffix == ".tmp"]

@@ -116,12 +116,12 @@ def _check_vocabulary(folder: str, rows: int | None, own: Path, given: Vocabular
     """Models may have more rows than there are tokens: T5 has 32,128 for some 32,100."""
     if rows is None:
         raise ValueError(f"{folder}: its configuration has no vocab_size, nothing to compare with")
-    has_one = own.is_file()
-    fits = Vocabulary(read_utf8(own)).same(given) if has_one else rows == given.size
+    fits = Vocabulary(read_utf8(own)).same(given) if own.is_file() else rows == given.size
     if not fits or rows < given.size:
+        where = str(own) if own.is_file() else "FILE, a tokenizer.json: there is none in the folder"
         raise ValueError(
             f"{folder}: another vocabulary, of {rows:,} tokens, than that of the data, of "
-            f"{given.size:,}; give the model's own by --data.vocabulary_file {own}"
+            f"{given.size:,}; give the model's own by --data.vocabulary_file {where}"
         )
 
 

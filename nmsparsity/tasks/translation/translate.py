@@ -6,7 +6,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -32,16 +32,20 @@ def translate(words: Sequence[str]) -> None:
         options.file, options.beam, options.length_penalty, options.compress
     )
     with _source(options.input) as source, _target(options.output) as target:
-        for text in translator(line.rstrip("\r\n") for line in source):
+        lines: Iterable[str] = (line.rstrip("\r\n") for line in source)
+        if options.input != "-":
+            lines = list(lines)
+            translator.check(lines)
+        for text in translator(lines):
             # One line out for one line in, whatever the network says.
             target.write(" ".join(text.splitlines()) + "\n")
         target.flush()
     if translator.unfinished:
-        lines = sorted(set(translator.unfinished))
+        stopped = sorted(set(translator.unfinished))
         print(
             f"nmsparsity translate: stopped before their end, at twice the length of the longest "
-            f"line translated together with them: {len(lines)}, first the translation of line "
-            f"{lines[0]}",
+            f"line translated together with them: {len(stopped)}, first the translation of line "
+            f"{stopped[0]}",
             file=sys.stderr,
         )
 

@@ -62,6 +62,15 @@ class Translator:
                 some, done = [], done + len(some)
         yield from self._translate(some, done)
 
+    def check(self, lines: Iterable[str]) -> None:
+        """Refuse now what a call would refuse at its turn.
+
+        Raises:
+            ValueError: for a sentence that is longer than the model takes.
+        """
+        for number, line in enumerate(lines, 1):
+            self._parts(line, number)
+
     def _translate(self, lines: Sequence[str], before: int) -> list[str]:
         parts = [self._parts(line, before + number) for number, line in enumerate(lines, 1)]
         flat = [(number, ids) for number, pieces in enumerate(parts) for ids in pieces]
