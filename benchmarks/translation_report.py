@@ -48,7 +48,7 @@ def markdown(name: str, lines: Sequence[Line]) -> str:
             f"{platform.processor() or cpu()}; torch {first['torch']}, Python "
             f"{platform.python_version()}; {date.today()}.\n",
             "```",
-            lines[-1]["command"],
+            *dict.fromkeys(line["command"] for line in lines),
             f"{lines[-1]['command']} --report",
             "```\n",
         ]
