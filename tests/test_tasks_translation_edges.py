@@ -23,10 +23,17 @@ from transformers import (
 from nmsparsity import cli
 from nmsparsity.tasks.checkpoint import Checkpoint
 from nmsparsity.tasks.train import prepare
-from nmsparsity.tasks.translation.models import Transformer, describe, described, pretrained
+from nmsparsity.tasks.translation.adam import AdamW
+from nmsparsity.tasks.translation.models import (
+    Transformer,
+    describe,
+    described,
+    pretrained,
+    start_of,
+)
 from nmsparsity.tasks.translation.pairs import read_pairs
 from nmsparsity.tasks.translation.task import TranslationTask
-from nmsparsity.tasks.translation.translator import Translator
+from nmsparsity.tasks.translation.translator import Translator, translator_of
 from nmsparsity.tasks.translation.vocabulary import Vocabulary
 from tests.images import lightning_warnings
 from tests.sentences import sentences, words
@@ -206,6 +213,25 @@ def test_settings_that_make_no_sense(vocabulary: Vocabulary) -> None:
     for wrong in ({"label_smoothing": 2.0}, {"average": -1}, {"length_penalty": float("nan")}):
         with pytest.raises(ValueError, match="want"):
             TranslationTask(vocabulary, 40, Transformer(16, 16, 1, 1, 2), **wrong)
+    with pytest.raises(ValueError, match="warmup_steps -5: want 0 or more"):
+        AdamW(warmup_steps=-5)
+
+
+def test_files_whose_parts_do_not_fit(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    model = bart(tmp_path / "bart", vocabulary)
+    texts = {"model.json": describe(model), "tokenizer.json": vocabulary.text}
+    larger = Vocabulary.train([f"number {7919 * number}" for number in range(400)], 320)
+    assert larger.size > vocabulary.size
+
+    def holding(texts: dict[str, str]) -> Checkpoint:
+        return Checkpoint(tmp_path / "some.ckpt", model.state_dict(), attachments=texts)
+
+    assert translator_of(holding(texts)).vocabulary.size == vocabulary.size
+    with pytest.raises(ValueError, match=r"its vocabulary has 320 tokens, its model 300"):
+        translator_of(holding({**texts, "tokenizer.json": larger.text}))
+    model.config.decoder_start_token_id = None
+    with pytest.raises(ValueError, match="decoder_start_token_id None: want the number"):
+        start_of(model)
 
 
 def test_where_to_write_and_read(

@@ -60,7 +60,17 @@ class Task(LightningModule):
         if stage == "fit" and self.note and self.trainer.is_global_zero:
             print(self.note)
         if stage == "fit" and self.init_from:
-            Checkpoint.read(self.init_from).load_into(self.model)
+            start = Checkpoint.read(self.init_from)
+            self.check_start(start)
+            start.load_into(self.model)
+
+    def check_start(self, start: Checkpoint) -> None:
+        """Refuse to start from weights that mean something else here; no reason by default.
+
+        Raises:
+            ValueError: with the reason.
+        """
+        return None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer.build(self.model)

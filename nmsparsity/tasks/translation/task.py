@@ -195,20 +195,14 @@ class TranslationTask(Task):
         self._averaged = {f"averaged_{name}": self.counted[name] for name in sorted(names)}
         self.counted = last
 
-    def setup(self, stage: str) -> None:
-        """Load ``init_from``.
-
-        Raises:
-            ValueError: if it was trained with another vocabulary.
-        """
-        if stage == "fit" and self.init_from:
-            known = Checkpoint.read(self.init_from).attachments.get(VOCABULARY)
-            if known is not None and not Vocabulary(known).same(self.vocabulary):
-                raise ValueError(
-                    f"{self.init_from} was trained with another vocabulary than that of the data; "
-                    f"give its own by --data.vocabulary_file RUN_FOLDER/{VOCABULARY}"
-                )
-        super().setup(stage)
+    def check_start(self, start: Checkpoint) -> None:
+        """Refuse weights of another vocabulary."""
+        known = start.attachments.get(VOCABULARY)
+        if known is not None and not Vocabulary(known).same(self.vocabulary):
+            raise ValueError(
+                f"{self.init_from} was trained with another vocabulary than that of the data; "
+                f"give its own by --data.vocabulary_file RUN_FOLDER/{VOCABULARY}"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
